@@ -1,0 +1,55 @@
+"""The dataclasses: null and dropped states, rows of a condition, moving sequences."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from blip3o.structures import ARStates, Conditioning, Sequences
+
+STATES = ARStates(torch.arange(1.0, 25.0).reshape(3, 2, 4), torch.tensor([[True, True], [False, True], [True, True]]))
+
+
+def test_null_states_are_zeros_that_still_count() -> None:
+    null = STATES.null()
+    assert torch.equal(null.hidden, torch.zeros(3, 2, 4))
+    assert torch.equal(null.mask, STATES.mask)
+    assert STATES.hidden.min() == 1, "the states themselves were changed"
+
+
+def test_dropping_sets_the_chosen_rows_to_null_and_keeps_the_others() -> None:
+    dropped = STATES.drop(torch.tensor([False, True, False]))
+    assert torch.equal(dropped.hidden[1], torch.zeros(2, 4))
+    assert torch.equal(dropped.hidden[[0, 2]], STATES.hidden[[0, 2]])
+    assert torch.equal(dropped.mask, STATES.mask)
+    assert torch.equal(STATES.drop(torch.ones(3, dtype=torch.bool)).hidden, STATES.null().hidden)
+    assert torch.equal(STATES.drop(torch.zeros(3, dtype=torch.bool)).hidden, STATES.hidden)
+
+
+def test_no_gradient_passes_a_dropped_row() -> None:
+    hidden = STATES.hidden.clone().requires_grad_()
+    ARStates(hidden, STATES.mask).drop(torch.tensor([True, False, False])).hidden.sum().backward()
+    assert hidden.grad is not None
+    assert hidden.grad.sum(dim=(1, 2)).tolist() == [0.0, 8.0, 8.0]
+
+
+@pytest.mark.parametrize("rows", [slice(1, 3), torch.tensor([1, 2]), torch.tensor([False, True, True])])
+def test_rows_of_a_condition_keep_their_masks(rows: torch.Tensor | slice) -> None:
+    chosen = Conditioning(STATES.hidden, STATES.mask)[rows]
+    assert torch.equal(chosen.embeds, STATES.hidden[1:])
+    assert torch.equal(chosen.mask, STATES.mask[1:])
+
+
+def test_sequences_move_whole() -> None:
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    moved = Sequences(ids, ids.bool(), ids, ids.bool()).to("meta")
+    for field in dataclasses.fields(moved):
+        value = getattr(moved, field.name)
+        assert value.device.type == "meta" and value.shape == (2, 3)
+
+
+def test_what_passes_between_parts_can_not_be_changed_in_passing() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        STATES.hidden = torch.zeros(1)  # type: ignore[misc]
