@@ -1,0 +1,7 @@
+"""Image tokenizers: images to discrete tokens and back."""
+
+from blip3o.tokenizers.base import ImageTokenizer
+from blip3o.tokenizers.conv import ConvTokenizer
+from blip3o.tokenizers.quantizers import FSQ, Quantizer, SimVQ
+
+__all__ = ["FSQ", "ConvTokenizer", "ImageTokenizer", "Quantizer", "SimVQ"]

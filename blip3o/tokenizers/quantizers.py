@@ -1,0 +1,133 @@
+"""Quantizers: vectors to ids of a codebook, and back."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from blip3o.part import Part
+
+
+class Quantizer(Part):
+    """Snaps vectors to a finite set and names the members."""
+
+    @property
+    @abstractmethod
+    def codebook_size(self) -> int:
+        """Number of codes."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """Width of a vector."""
+
+    @abstractmethod
+    def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(..., dim) to codes (..., dim) with a straight-through gradient, ids (...) int64 and a scalar loss."""
+
+    @abstractmethod
+    def codes(self, ids: Tensor) -> Tensor:
+        """Codes (..., dim) of ids (...)."""
+
+
+class SimVQ(Quantizer):
+    """Vector quantisation with a codebook seen through one learned linear layer (SimVQ, arXiv 2411.02038).
+
+    A step moves the whole codebook at once, which keeps its codes in use. The nearest code is the one of the smallest
+    cosine distance, or Euclidean distance without `normalize`.
+
+    Args:
+        codebook_size: number of codes.
+        dim: width of a code.
+        normalize: compare vectors and codes on the unit sphere, as TA-Tok does.
+        commitment_weight: weight of the term that pulls vectors to their codes; the term that pulls codes has 1.
+    """
+
+    def __init__(
+        self, *, codebook_size: int = 512, dim: int = 16, normalize: bool = False, commitment_weight: float = 0.25
+    ) -> None:
+        super().__init__()
+        if codebook_size < 2:
+            raise ValueError(f"codebook_size ({codebook_size}) must be at least 2.")
+        self.normalize = normalize
+        self.commitment_weight = commitment_weight
+        self.codebook = nn.Embedding(codebook_size, dim)
+        nn.init.normal_(self.codebook.weight, std=dim**-0.5 if normalize else 1.0)
+        self.codebook_proj = nn.Linear(dim, dim)
+        nn.init.orthogonal_(self.codebook_proj.weight)
+        nn.init.zeros_(self.codebook_proj.bias)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return self.codebook.num_embeddings
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return self.codebook.embedding_dim
+
+    def projected(self) -> Tensor:
+        """The codes that are compared with: (codebook_size, dim)."""
+        codes = self.codebook_proj(self.codebook.weight)
+        return F.normalize(codes, dim=-1) if self.normalize else codes
+
+    def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Nearest codes; the loss is the squared distance, pulling codes and (weighted) vectors."""
+        if self.normalize:
+            vectors = F.normalize(vectors, dim=-1)
+        projected = self.projected()
+        with torch.no_grad():
+            # |v - c|^2 = |v|^2 - 2 v.c + |c|^2; |v|^2 is the same for every code.
+            ids = (projected.square().sum(-1) - 2 * vectors @ projected.T).argmin(-1)
+        codes = F.embedding(ids, projected)
+        loss = F.mse_loss(codes, vectors.detach()) + self.commitment_weight * F.mse_loss(vectors, codes.detach())
+        return vectors + (codes - vectors).detach(), ids, loss
+
+    def codes(self, ids: Tensor) -> Tensor:
+        """Codes of ids."""
+        return F.embedding(ids, self.projected())
+
+
+class FSQ(Quantizer):
+    """Finite scalar quantisation (arXiv 2309.15505): each dimension rounded to a few levels, no codebook to learn.
+
+    Args:
+        levels: number of levels of each dimension; their product is the codebook size.
+    """
+
+    def __init__(self, levels: list[int]) -> None:
+        super().__init__()
+        if not levels or min(levels) < 2:
+            raise ValueError(f"levels ({levels}) must be one or more numbers of at least 2.")
+        self.levels: Tensor
+        self.basis: Tensor
+        self.register_buffer("levels", torch.tensor(levels), persistent=False)
+        self.register_buffer("basis", torch.tensor([1, *levels[:-1]]).cumprod(0), persistent=False)
+
+    @property
+    def codebook_size(self) -> int:
+        """Number of codes."""
+        return math.prod(self.levels.tolist())
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+        return len(self.levels)
+
+    def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes in [-1, 1]; there is no loss."""
+        span = (self.levels - 1).to(vectors.dtype)
+        bounded = (torch.tanh(vectors) + 1) / 2 * span
+        steps = bounded + (bounded.round() - bounded).detach()
+        ids = (steps.round().long() * self.basis).sum(-1)
+        return steps / span * 2 - 1, ids, vectors.new_zeros(())
+
+    def codes(self, ids: Tensor) -> Tensor:
+        """Codes of ids."""
+        steps = ids[..., None] // self.basis % self.levels
+        return steps / (self.levels - 1) * 2 - 1
