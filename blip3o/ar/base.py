@@ -1,0 +1,121 @@
+"""The contract of the AR family."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from blip3o.ar.vocabulary import ImageVocabulary
+from blip3o.part import Part
+from blip3o.structures import AROutput, Generated
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How image tokens are drawn; the defaults are the published ones.
+
+    Attributes:
+        temperature: divides the logits; 0 takes the most likely token.
+        top_k: keeps that many tokens; 0 keeps all.
+        top_p: then keeps the most likely tokens that together reach this probability, in (0, 1].
+
+    Raises:
+        ValueError: on a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 1200
+    top_p: float = 0.95
+
+    def __post_init__(self) -> None:
+        """Checks the ranges."""
+        if self.temperature < 0:
+            raise ValueError(f"temperature ({self.temperature}) must be at least 0; 0 takes the most likely token.")
+        if self.top_k < 0:
+            raise ValueError(f"top_k ({self.top_k}) must be at least 0; 0 keeps all tokens.")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p ({self.top_p}) must lie in (0, 1]; 1 keeps all tokens.")
+
+
+class ARBackbone(Part):
+    """A causal model over text and image ids.
+
+    Attributes:
+        text_tokenizer: reads prompts.
+        vocabulary: id ranges, or None until `extend_vocabulary`.
+    """
+
+    text_tokenizer: PreTrainedTokenizerBase
+    vocabulary: ImageVocabulary | None
+
+    @property
+    @abstractmethod
+    def hidden_size(self) -> int:
+        """Width H of the hidden states; a bridge is built with it as its input width."""
+
+    @property
+    @abstractmethod
+    def context_length(self) -> int:
+        """Most positions of a sequence."""
+
+    @abstractmethod
+    def extend_vocabulary(self, num_codes: int, num_scales: int = 3, codebook: Tensor | None = None) -> ImageVocabulary:
+        """Adds image ids after the text vocabulary; does nothing if they are there already.
+
+        Args:
+            num_codes: codebook size.
+            num_scales: number of scale tokens.
+            codebook: (num_codes, D) starting values of the image rows, used where D equals the hidden size.
+
+        Raises:
+            ValueError: if the vocabulary has been extended with other numbers.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        logits_for: tuple[int, int] | None = None,
+        logits_at: Tensor | None = None,
+    ) -> AROutput:
+        """Hidden states of sequences, and logits where they are asked for.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T) bool, False at (left) padding; None for no padding.
+            logits_for: range of ids to score; no logits when None.
+            logits_at: (B, T) bool, positions to score; the logits are then (positions, ids). All when None.
+        """
+
+    @abstractmethod
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_tokens: int,
+        sampling: Sampling = Sampling(),
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        negative: tuple[Tensor, Tensor] | None = None,
+        token_guidance_scale: float = 1.0,
+    ) -> Generated:
+        """Decodes image tokens in one cached pass.
+
+        Args:
+            input_ids: (B, T) int64 left-padded prompts that end with the scale token.
+            attention_mask: (B, T) bool.
+            num_tokens: tokens an image, N.
+            sampling: temperature, top-k, top-p.
+            generator: source of the draws, one or one a row.
+            negative: ids and mask (B, T') of the unconditional prompts, for token guidance.
+            token_guidance_scale: classifier-free guidance on the logits; 1 turns it off.
+
+        Returns:
+            ids (B, N) in [0, num_codes), hidden states (B, 1 + N, H) and log-probabilities (B, N).
+        """

@@ -1,0 +1,194 @@
+"""Any causal language model of transformers as an AR backbone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+
+from blip3o.ar.base import ARBackbone, Sampling
+from blip3o.ar.decoding import draw
+from blip3o.ar.text import load_text_tokenizer
+from blip3o.ar.vocabulary import ImageVocabulary
+from blip3o.loading import check_loading_info
+from blip3o.structures import AROutput, Generated
+
+
+class CausalLM(ARBackbone):
+    """A transformers causal LM whose vocabulary is extended by image tokens.
+
+    Args:
+        config: arguments of the model's transformers config, with `model_type` (such as `qwen3`). The vocabulary
+            size may be left out: it is the text tokenizer's.
+        text_tokenizer: folder or hub id of a tokenizer, or a list of words for a word-level one.
+        attention: transformers' attention implementation: `sdpa`, `eager`, `flash_attention_2`, ...
+
+    Raises:
+        ValueError: if `model_type` is missing or unknown.
+    """
+
+    def __init__(self, config: dict[str, Any], text_tokenizer: str | list[str], attention: str = "sdpa") -> None:
+        super().__init__()
+        if "model_type" not in config:
+            raise ValueError(f"config ({config}) must name a model_type, such as 'qwen3'.")
+        self.text_tokenizer = load_text_tokenizer(text_tokenizer)
+        values = {"vocab_size": len(self.text_tokenizer), **config}
+        resolved = AutoConfig.for_model(values.pop("model_type"), **values)
+        self.lm: PreTrainedModel = AutoModelForCausalLM.from_config(resolved, attn_implementation=attention)
+        self.vocabulary = None
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, attention: str = "sdpa", dtype: str = "float32") -> Self:
+        """From a transformers folder or hub id, with the text tokenizer that lies beside the weights.
+
+        Raises:
+            OSError: if there is no such folder or hub id.
+            ValueError: if its weights do not fit its config.
+        """
+        lm, info = AutoModelForCausalLM.from_pretrained(
+            name_or_path, attn_implementation=attention, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        check_loading_info(info, name_or_path)
+        # The dtype belongs to these weights, not to the architecture: a model is rebuilt and saved in any.
+        config = {k: v for k, v in lm.config.to_diff_dict().items() if not k.startswith("_") and k != "dtype"}
+        with torch.device("meta"):
+            backbone = cls(config=config, text_tokenizer=name_or_path, attention=attention)
+        backbone.lm = lm
+        return backbone
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the hidden states."""
+        return int(self.lm.config.get_text_config().hidden_size)
+
+    @property
+    def context_length(self) -> int:
+        """Most positions of a sequence."""
+        return int(self.lm.config.get_text_config().max_position_embeddings)
+
+    @property
+    def head(self) -> Tensor:
+        """Output embeddings (V, H)."""
+        head = self.lm.get_output_embeddings()
+        assert isinstance(head, nn.Linear), "a causal LM has a linear head"
+        return head.weight
+
+    def extend_vocabulary(self, num_codes: int, num_scales: int = 3, codebook: Tensor | None = None) -> ImageVocabulary:
+        """Adds image ids; new rows start at the mean of the old ones, image rows at `codebook` where it fits."""
+        wanted = ImageVocabulary(len(self.text_tokenizer), num_codes, num_scales)
+        if self.vocabulary is not None:
+            if self.vocabulary != wanted:
+                raise ValueError(
+                    f"the vocabulary holds {self.vocabulary.num_codes} codes and {self.vocabulary.num_scales} scales, "
+                    f"not num_codes ({num_codes}) and num_scales ({num_scales}); build the backbone anew."
+                )
+            return self.vocabulary
+        self.lm.resize_token_embeddings(wanted.size, mean_resizing=False)
+        tables = {id(t): t for t in (self.lm.get_input_embeddings().weight, self.head)}
+        with torch.no_grad():
+            for table in tables.values():
+                if table.is_meta:
+                    continue
+                old = table[: wanted.text_size].float()
+                table[wanted.text_size :] = old.mean(0)
+                if codebook is not None and codebook.shape[-1] == self.hidden_size:
+                    table[wanted.first_code :] = codebook
+        self.vocabulary = wanted
+        return wanted
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        logits_for: tuple[int, int] | None = None,
+        logits_at: Tensor | None = None,
+    ) -> AROutput:
+        """Hidden states of sequences, and logits over the ids asked for at the positions asked for."""
+        hidden = self._run(input_ids, attention_mask).last_hidden_state
+        if logits_for is None:
+            return AROutput(hidden)
+        scored = hidden if logits_at is None else hidden[logits_at]
+        return AROutput(hidden, F.linear(scored, self.head[logits_for[0] : logits_for[1]]))
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        num_tokens: int,
+        sampling: Sampling = Sampling(),
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        negative: tuple[Tensor, Tensor] | None = None,
+        token_guidance_scale: float = 1.0,
+    ) -> Generated:
+        """Decodes image tokens with a key-value cache; hidden states and log-probabilities are kept as they come."""
+        vocabulary = self._extended()
+        guided = token_guidance_scale != 1.0
+        rows = len(input_ids)
+        if guided:
+            if negative is None:
+                raise ValueError(
+                    f"token_guidance_scale ({token_guidance_scale}) needs negative prompts; pass `negative`."
+                )
+            input_ids, attention_mask = _stack_left_padded((input_ids, attention_mask), negative)
+        length = input_ids.shape[1] + num_tokens
+        if length > self.context_length:
+            raise ValueError(
+                f"the prompt ({input_ids.shape[1]} tokens) and {num_tokens} image tokens need {length} positions, but "
+                f"the model's context holds {self.context_length}; shorten the prompt."
+            )
+        codes = self.head[vocabulary.first_code : vocabulary.size]
+        cache = DynamicCache(config=self.lm.config)
+        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        hidden = self._run(input_ids, attention_mask, cache, position_ids).last_hidden_state[:, -1]
+        position = position_ids[:, -1:]
+        states, ids, log_probs = [hidden[:rows]], [], []
+        ones = attention_mask.new_ones((len(attention_mask), 1))
+        for _ in range(num_tokens):
+            logits = F.linear(hidden, codes)
+            if guided:
+                conditional, unconditional = logits.chunk(2)
+                logits = unconditional + token_guidance_scale * (conditional - unconditional)
+            drawn, log_prob = draw(logits, sampling, generator)
+            ids.append(drawn)
+            log_probs.append(log_prob)
+            attention_mask = torch.cat([attention_mask, ones], dim=1)
+            position = position + 1
+            step_ids = (drawn + vocabulary.first_code).repeat(2 if guided else 1)[:, None]
+            hidden = self._run(step_ids, attention_mask, cache, position).last_hidden_state[:, -1]
+            states.append(hidden[:rows])
+        return Generated(torch.stack(ids, 1), torch.stack(states, 1), torch.stack(log_probs, 1))
+
+    def _extended(self) -> ImageVocabulary:
+        if self.vocabulary is None:
+            raise ValueError("the vocabulary has no image tokens; call extend_vocabulary(num_codes) first.")
+        return self.vocabulary
+
+    def _run(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        cache: DynamicCache | None = None,
+        position_ids: Tensor | None = None,
+    ) -> Any:
+        """The decoder without its head; positions count from the first token that is no padding."""
+        if position_ids is None and attention_mask is not None:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return self.lm.get_decoder()(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        )
+
+
+def _stack_left_padded(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Two left-padded batches (ids, mask) as one of twice the rows."""
+    width = max(first[0].shape[1], second[0].shape[1])
+    ids, masks = ([F.pad(t, (width - t.shape[1], 0)) for t in pair] for pair in zip(first, second, strict=True))
+    return torch.cat(ids), torch.cat(masks)

@@ -1,0 +1,75 @@
+"""Drawing tokens: temperature, top-k, top-p, and one random number a row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blip3o.ar.base import Sampling
+
+
+def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Divides by the temperature and sets what top-k and then top-p leave out to minus infinity.
+
+    Args:
+        logits: (B, V) float32.
+        sampling: with a temperature above 0.
+
+    Returns:
+        (B, V) float32. The most likely token always stays.
+    """
+    logits = logits / sampling.temperature
+    size = logits.shape[-1]
+    top_k = min(sampling.top_k or size, size)
+    if top_k == size and sampling.top_p == 1:
+        return logits
+    values, order = logits.topk(top_k, dim=-1)
+    if sampling.top_p < 1:
+        probabilities = values.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities
+        values = values.masked_fill(before >= sampling.top_p, -torch.inf)
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, values)
+
+
+def uniform(rows: int, generator: torch.Generator | Sequence[torch.Generator] | None, device: torch.device) -> Tensor:
+    """One number in [0, 1) a row, (rows,) float32, each from its own generator where there are several.
+
+    Raises:
+        ValueError: if a list of generators does not hold one a row.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        source = generator.device if generator is not None else device
+        return torch.rand(rows, generator=generator, device=source).to(device)
+    if len(generator) != rows:
+        raise ValueError(f"generator holds {len(generator)} generators for {rows} rows; give one, or one a row.")
+    return torch.cat([torch.rand(1, generator=one, device=one.device) for one in generator]).to(device)
+
+
+def draw(
+    logits: Tensor, sampling: Sampling, generator: torch.Generator | Sequence[torch.Generator] | None
+) -> tuple[Tensor, Tensor]:
+    """Draws one token a row.
+
+    Args:
+        logits: (B, V).
+        sampling: how.
+        generator: source of one number a row, by which the distribution function is inverted.
+
+    Returns:
+        ids (B,) int64 and their log-probabilities (B,) float32 under the distribution they were drawn from (for
+        temperature 0, under the unfiltered one).
+    """
+    logits = logits.float()
+    if sampling.temperature == 0:
+        ids = logits.argmax(-1)
+        log_probs = logits.log_softmax(-1)
+    else:
+        log_probs = filter_logits(logits, sampling).log_softmax(-1)
+        cumulative = log_probs.exp().cumsum(-1)
+        threshold = uniform(len(logits), generator, logits.device)[:, None] * cumulative[:, -1:]
+        ids = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
+        last = log_probs.shape[-1] - 1 - log_probs.isfinite().flip(-1).int().argmax(-1)
+        ids = torch.minimum(ids, last)
+    return ids, log_probs.gather(-1, ids[:, None])[:, 0]

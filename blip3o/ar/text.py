@@ -1,0 +1,36 @@
+"""Text tokenizers: any of Hugging Face's, or a small word-level one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+SPECIAL_TOKENS = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>")
+
+
+def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens are `words`, split at white space and punctuation; others become `<unk>`.
+
+    Raises:
+        ValueError: if `words` is empty, repeats one or holds a special token.
+    """
+    table = {word: index for index, word in enumerate((*SPECIAL_TOKENS, *words))}
+    if not words or len(table) != len(SPECIAL_TOKENS) + len(words):
+        raise ValueError(f"words ({list(words)}) must be one or more different words, none of {SPECIAL_TOKENS}.")
+    core = Tokenizer(WordLevel(table, unk_token="<unk>"))
+    core.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=core,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+    )
+
+
+def load_text_tokenizer(source: str | Sequence[str]) -> PreTrainedTokenizerBase:
+    """A tokenizer from a folder or hub id, or from a list of words."""
+    return AutoTokenizer.from_pretrained(source) if isinstance(source, str) else word_tokenizer(source)
