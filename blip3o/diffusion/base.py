@@ -1,0 +1,162 @@
+"""The contracts of the diffusion family: `Codec`, `Denoiser` and `DiffusionHead`."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from blip3o.part import Part
+from blip3o.structures import Conditioning
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
+"""One generator for the batch, one a row (each row then draws what it would draw alone), or torch's default."""
+
+
+def check_generators(generator: Generators, rows: int) -> None:
+    """Raises a ValueError if a list of generators does not hold one a row."""
+    if isinstance(generator, Sequence) and len(generator) != rows:
+        raise ValueError(f"generator holds {len(generator)} generators for {rows} rows; give one, or one a row.")
+
+
+class Codec(Part):
+    """Maps images to the latents a denoiser works on, and back.
+
+    Latents are normalised to about zero mean and unit variance: `(raw - shift_factor) * scaling_factor`. Both
+    factors are buffers, so that a codec trained here saves what `calibrate` measured.
+
+    Args:
+        scaling_factor: what raw latents are multiplied with.
+        shift_factor: what is subtracted from raw latents first.
+    """
+
+    scaling_factor: Tensor
+    shift_factor: Tensor
+
+    def __init__(self, scaling_factor: float = 1.0, shift_factor: float = 0.0) -> None:
+        super().__init__()
+        self.register_buffer("scaling_factor", torch.tensor(float(scaling_factor)))
+        self.register_buffer("shift_factor", torch.tensor(float(shift_factor)))
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+
+    @property
+    @abstractmethod
+    def spatial_factor(self) -> int:
+        """Pixels per latent position along each side."""
+
+    @abstractmethod
+    def encode_raw(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] to raw latents (B, c, H / f, W / f), deterministic."""
+
+    @abstractmethod
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """Raw latents (B, c, h, w) to images (B, 3, h * f, w * f), about [-1, 1], not clamped."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to normalised latents (B, c, H / f, W / f).
+
+        Raises:
+            ValueError: if the sides are no multiple of the spatial factor.
+        """
+        if images.ndim != 4 or images.shape[1] != 3 or any(s % self.spatial_factor for s in images.shape[2:]):
+            raise ValueError(
+                f"images has shape {tuple(images.shape)}; the codec takes (B, 3, H, W) with H and W multiples of "
+                f"{self.spatial_factor}."
+            )
+        return (self.encode_raw(images) - self.shift_factor) * self.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents (B, c, h, w) to images (B, 3, H, W) in [-1, 1]."""
+        return self.decode_raw(latents / self.scaling_factor + self.shift_factor).clamp(-1, 1)
+
+    @torch.no_grad()
+    def calibrate(self, images: Tensor) -> None:
+        """Sets both factors so that the latents of `images` (B, 3, H, W) have zero mean and unit variance."""
+        raw = self.encode_raw(images).float()
+        self.shift_factor.copy_(raw.mean())
+        self.scaling_factor.copy_(1 / raw.std())
+
+
+class Denoiser(Part):
+    """A network that predicts, from noisy latents, a time and a condition, what its head's objective asks for."""
+
+    @property
+    @abstractmethod
+    def latent_channels(self) -> int:
+        """Channels of the latents it takes and returns."""
+
+    @property
+    @abstractmethod
+    def cond_dim(self) -> int:
+        """Width C of the condition it takes."""
+
+    @abstractmethod
+    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predicts (B, c, h, w) from noisy latents (B, c, h, w), noise levels `sigma` (B,) in [0, 1], a condition."""
+
+
+class DiffusionHead(Part):
+    """Renders images from a condition, and says how well it would have rendered given ones."""
+
+    @property
+    @abstractmethod
+    def cond_dim(self) -> int:
+        """Width C of the condition; a bridge is built with it as its output width."""
+
+    @abstractmethod
+    def loss(
+        self,
+        images: Tensor,
+        conditioning: Conditioning,
+        references: Tensor | None = None,
+        generator: Generators = None,
+    ) -> Tensor:
+        """Training losses (B,), one a row.
+
+        Args:
+            images: (B, 3, H, W) in [-1, 1].
+            conditioning: embeds (B, L, C).
+            references: (B, R, 3, H, W) in [-1, 1], or None; a head that can not use them raises a ValueError.
+            generator: source of the noise and the timesteps.
+        """
+
+    @abstractmethod
+    def sample(
+        self,
+        conditioning: Conditioning,
+        *,
+        num_inference_steps: int,
+        guidance_scale: float = 1.0,
+        negative: Conditioning | None = None,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        references: Tensor | None = None,
+    ) -> Tensor:
+        """Normalised latents (B, c, h, w) for a condition.
+
+        Args:
+            conditioning: embeds (B, L, C).
+            num_inference_steps: calls of the denoiser, at least 1.
+            guidance_scale: classifier-free guidance, at least 0; 1 turns it off.
+            negative: the unconditional condition; needed unless `guidance_scale` is 1.
+            generator: source of the initial noise.
+            latents: initial noise (B, c, h, w), instead of drawing it.
+            references: (B, R, 3, H, W) in [-1, 1], or None.
+
+        Raises:
+            ValueError: on a value out of range or a missing `negative`.
+        """
+
+    @abstractmethod
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] to normalised latents."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """Normalised latents to images (B, 3, H, W) in [-1, 1]."""

@@ -1,0 +1,133 @@
+"""Codecs: DC-AE and KL autoencoders of diffusers, and plain pixels."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from diffusers import AutoencoderDC, AutoencoderKL
+from einops import rearrange
+from torch import Tensor
+
+from blip3o.diffusion.base import Codec
+from blip3o.loading import check_loading_info
+
+
+class DCAE(Codec):
+    """Deep-compression autoencoder (DC-AE, arXiv 2410.10733), diffusers' `AutoencoderDC`.
+
+    Args:
+        config: arguments of `diffusers.AutoencoderDC`.
+        scaling_factor: overrides the config's; diffusers' key `scaling_factor` when None.
+        shift_factor: subtracted from raw latents before scaling.
+    """
+
+    def __init__(self, config: dict[str, Any], scaling_factor: float | None = None, shift_factor: float = 0.0) -> None:
+        vae = AutoencoderDC.from_config(config)
+        super().__init__(vae.config.scaling_factor if scaling_factor is None else scaling_factor, shift_factor)
+        self.vae = vae
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, subfolder: str | None = None) -> Self:
+        """From a diffusers folder or hub id; OSError where there is none, ValueError if its weights do not fit."""
+        vae, info = AutoencoderDC.from_pretrained(name_or_path, subfolder=subfolder, output_loading_info=True)
+        check_loading_info(info, name_or_path)
+        codec = cls(config=_plain_config(vae.config))
+        codec.vae = vae
+        return codec
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent position along each side."""
+        return int(self.vae.spatial_compression_ratio)
+
+    def encode_raw(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] to raw latents."""
+        return self.vae.encode(images).latent
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """Raw latents to images."""
+        return self.vae.decode(latents).sample
+
+
+class KLCodec(Codec):
+    """Variational autoencoder of latent diffusion (arXiv 2112.10752), diffusers' `AutoencoderKL`.
+
+    Args:
+        config: arguments of `diffusers.AutoencoderKL`; `shift_factor` and `scaling_factor` are read from it.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        vae = AutoencoderKL.from_config(config)
+        super().__init__(vae.config.scaling_factor, vae.config.shift_factor or 0.0)
+        self.vae = vae
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, subfolder: str | None = None) -> Self:
+        """From a diffusers folder or hub id; OSError where there is none, ValueError if its weights do not fit."""
+        vae, info = AutoencoderKL.from_pretrained(name_or_path, subfolder=subfolder, output_loading_info=True)
+        check_loading_info(info, name_or_path)
+        codec = cls(config=_plain_config(vae.config))
+        codec.vae = vae
+        return codec
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent position along each side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def encode_raw(self, images: Tensor) -> Tensor:
+        """Images in [-1, 1] to raw latents: the mode of the posterior, so that encoding is deterministic."""
+        return self.vae.encode(images).latent_dist.mode()
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """Raw latents to images."""
+        return self.vae.decode(latents).sample
+
+
+class PixelCodec(Codec):
+    """No autoencoder: patches of pixels are the latents.
+
+    Args:
+        patch_size: side of a patch in pixels; a latent has 3 * patch_size**2 channels.
+    """
+
+    def __init__(self, patch_size: int = 1) -> None:
+        super().__init__()
+        if patch_size < 1:
+            raise ValueError(f"patch_size ({patch_size}) must be at least 1.")
+        self.patch_size = patch_size
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return 3 * self.patch_size**2
+
+    @property
+    def spatial_factor(self) -> int:
+        """Pixels per latent position along each side."""
+        return self.patch_size
+
+    def encode_raw(self, images: Tensor) -> Tensor:
+        """Images to patches."""
+        p = self.patch_size
+        return rearrange(images, "b c (h p) (w q) -> b (c p q) h w", p=p, q=p)
+
+    def decode_raw(self, latents: Tensor) -> Tensor:
+        """Patches to images."""
+        p = self.patch_size
+        return rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=p, q=p)
+
+
+def _plain_config(config: Any) -> dict[str, Any]:
+    """A diffusers config without the private keys that name where it came from."""
+    return {key: value for key, value in dict(config).items() if not key.startswith("_")}

@@ -1,0 +1,176 @@
+"""A small plain diffusion transformer with cross-attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from blip3o.diffusion.base import Denoiser
+from blip3o.structures import Conditioning
+
+
+class DiT(Denoiser):
+    """Self-attention over the latents, cross-attention to the condition, adaptive norms from the noise level.
+
+    Blocks share one modulation network and add their own offsets to it (adaLN-single of PixArt-alpha, arXiv
+    2310.00426). Latent positions carry 2-D sinusoids.
+
+    Args:
+        latent_channels: channels of the latents.
+        latent_size: side of the latent grid.
+        cond_dim: width of the condition.
+        width: channels of the blocks.
+        depth: blocks.
+        num_heads: attention heads; must divide `width`.
+        mlp_ratio: hidden width of the perceptrons over `width`.
+        patch_size: latent positions along each side that share a token.
+        cond_grid: side of the grid that the last `cond_grid**2` condition positions form; they then carry the same
+            2-D sinusoids as the latents. None where the condition is no grid.
+    """
+
+    def __init__(
+        self,
+        *,
+        latent_channels: int,
+        latent_size: int,
+        cond_dim: int = 192,
+        width: int = 192,
+        depth: int = 4,
+        num_heads: int = 4,
+        mlp_ratio: float = 2.0,
+        patch_size: int = 1,
+        cond_grid: int | None = None,
+    ) -> None:
+        super().__init__()
+        if width % num_heads or width % 4:
+            raise ValueError(f"width ({width}) must be a multiple of 4 and of num_heads ({num_heads}).")
+        if latent_size % patch_size:
+            raise ValueError(f"patch_size ({patch_size}) must divide latent_size ({latent_size}).")
+        self._latent_channels = latent_channels
+        self.latent_shape = (latent_channels, latent_size, latent_size)
+        self._cond_dim = cond_dim
+        self.patch_size = patch_size
+        self.cond_grid = cond_grid
+        tokens = latent_size // patch_size
+        self.embed_in = nn.Linear(latent_channels * patch_size**2, width)
+        self.embed_cond = nn.Linear(cond_dim, width)
+        self.embed_sigma = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(DiTBlock(width, num_heads, mlp_ratio) for _ in range(depth))
+        self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.modulation_out = nn.Linear(width, 2 * width)
+        self.embed_out = nn.Linear(width, latent_channels * patch_size**2)
+        self.latent_positions: Tensor
+        self.register_buffer("latent_positions", sincos_2d(tokens, width), persistent=False)
+        self.cond_positions: Tensor | None
+        self.register_buffer("cond_positions", sincos_2d(cond_grid, width) if cond_grid else None, persistent=False)
+        for layer in (self.modulation[1], self.modulation_out, self.embed_out):
+            assert isinstance(layer, nn.Linear)
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self._latent_channels
+
+    @property
+    def cond_dim(self) -> int:
+        """Width of the condition."""
+        return self._cond_dim
+
+    def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Predicts (B, c, h, w) from noisy latents, noise levels (B,) and a condition.
+
+        Raises:
+            ValueError: if the latents are of another size than the DiT was built for, or the condition is too short.
+        """
+        if latents.shape[1:] != self.latent_shape:
+            raise ValueError(
+                f"latents has shape {tuple(latents.shape)}; this DiT takes {('B', *self.latent_shape)}: set "
+                "latent_channels and latent_size to the codec's."
+            )
+        p, height = self.patch_size, latents.shape[2]
+        x = self.embed_in(rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)) + self.latent_positions
+        cond = self.embed_cond(conditioning.embeds)
+        if self.cond_positions is not None:
+            prefix = cond.shape[1] - len(self.cond_positions)
+            if prefix < 0:
+                raise ValueError(
+                    f"the condition has {cond.shape[1]} positions, but cond_grid ({self.cond_grid}) needs at least "
+                    f"{len(self.cond_positions)}; set cond_grid to the tokenizer's grid, or to None."
+                )
+            cond = cond + F.pad(self.cond_positions, (0, 0, prefix, 0))
+        mask = None if bool(conditioning.mask.all()) else conditioning.mask[:, None, None, :]
+        time = self.embed_sigma(sinusoids(sigma * 1000, x.shape[-1]))
+        modulation = rearrange(self.modulation(time), "b (six d) -> six b 1 d", six=6)
+        for block in self.blocks:
+            x = block(x, cond, mask, modulation)
+        shift, scale = self.modulation_out(F.silu(time))[:, None].chunk(2, dim=-1)
+        x = self.embed_out(self.norm_out(x) * (1 + scale) + shift)
+        return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // p, p=p, q=p)
+
+
+class DiTBlock(nn.Module):
+    """Self-attention, cross-attention, perceptron; the first and last modulated by the noise level."""
+
+    def __init__(self, width: int, num_heads: int, mlp_ratio: float) -> None:
+        super().__init__()
+        hidden = int(width * mlp_ratio)
+        self.self_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.self_attention = Attention(width, num_heads)
+        self.cross_norm = nn.LayerNorm(width, eps=1e-6)
+        self.cross_attention = Attention(width, num_heads)
+        self.mlp_norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.offsets = nn.Parameter(torch.zeros(6, width))
+        with torch.no_grad():
+            self.offsets[2] = 1.0
+            self.offsets[5] = 1.0
+
+    def forward(self, x: Tensor, cond: Tensor, mask: Tensor | None, modulation: Tensor) -> Tensor:
+        """(B, T, width) to the same shape; `modulation` is (6, B, 1, width)."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulation + self.offsets[:, None, None, :]
+        y = self.self_norm(x) * (1 + scale1) + shift1
+        x = x + gate1 * self.self_attention(y, y)
+        x = x + self.cross_attention(self.cross_norm(x), cond, mask)
+        return x + gate2 * self.mlp(self.mlp_norm(x) * (1 + scale2) + shift2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with normalised queries and keys."""
+
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.query_norm = nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.key_norm = nn.RMSNorm(width // num_heads, eps=1e-6)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Queries from `x` (B, T, width), keys and values from `context` (B, L, width)."""
+        query = self.query_norm(rearrange(self.query(x), "b t (n d) -> b n t d", n=self.num_heads))
+        key, value = rearrange(self.key_value(context), "b t (two n d) -> two b n t d", two=2, n=self.num_heads)
+        out = F.scaled_dot_product_attention(query, self.key_norm(key), value, attn_mask=mask)
+        return self.out(rearrange(out, "b n t d -> b t (n d)"))
+
+
+def sinusoids(values: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
+    """Cosines and sines of `values` (B,) at geometrically spaced frequencies: (B, width)."""
+    half = width // 2
+    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=values.device) / half)
+    angles = values[:, None].float() * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+def sincos_2d(side: int, width: int) -> Tensor:
+    """Positions of a square grid in raster order: (side**2, width), half of the width for each axis."""
+    axis = sinusoids(torch.arange(side), width // 2, max_period=100.0)
+    rows, columns = axis.repeat_interleave(side, dim=0), axis.repeat(side, 1)
+    return torch.cat([rows, columns], dim=-1)
