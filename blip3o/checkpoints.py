@@ -1,0 +1,208 @@
+"""Reading and writing models: a folder with `config.yaml` and one safetensors file a part."""
+
+from __future__ import annotations
+
+import pkgutil
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from blip3o.bridge.base import Bridge
+from blip3o.model import Blip3oNext
+from blip3o.part import Part
+from blip3o.prompts import PromptTemplate
+
+PARTS = ("tokenizer", "ar", "bridge", "diffusion")
+CONFIG_NAME = "config.yaml"
+TEXT_TOKENIZER = "text_tokenizer"
+TRUSTED = ("blip3o", "transformers", "diffusers", "timm", "torch")
+
+
+def save_model(
+    model: Blip3oNext, folder: str | Path, *, generation: dict[str, Any] | None = None, dtype: torch.dtype | None = None
+) -> Path:
+    """Writes a model folder; it appears whole or not at all.
+
+    Args:
+        model: what to save.
+        folder: where; an existing model there is replaced, anything else is left alone.
+        generation: default arguments of generation to store beside the model.
+        dtype: of the stored floating tensors; their own when None.
+
+    Raises:
+        ValueError: if `folder` is a file, or holds files but no config.yaml.
+    """
+    folder = Path(folder)
+    check_model_folder(folder)
+    config = model.config()
+    with _replacing(folder) as new:
+        for part in PARTS:
+            save_part(getattr(model, part), new / f"{part}.safetensors", dtype)
+        arguments = config["init_args"]["ar"]["init_args"]
+        if "text_tokenizer" in arguments:
+            model.ar.text_tokenizer.save_pretrained(new / TEXT_TOKENIZER)
+            arguments["text_tokenizer"] = TEXT_TOKENIZER
+        text = yaml.safe_dump({"model": config, "generation": generation or {}}, sort_keys=False, width=120)
+        (new / CONFIG_NAME).write_text(text)
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """Raises a ValueError unless a model can be written to `folder`: nothing, an empty folder, or a model's."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"folder ({folder}) is a file; choose another path.")
+    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_NAME).exists():
+        raise ValueError(f"folder ({folder}) holds files but no {CONFIG_NAME}; choose an empty folder or a model's.")
+
+
+def load_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Blip3oNext, dict[str, Any]]:
+    """Reads a model folder: the model in float32 and evaluation mode, and its default arguments of generation.
+
+    Args:
+        folder: written by `save_model`.
+        trust_remote_code: also import classes from outside blip3o, transformers, diffusers, timm and torch.
+
+    Raises:
+        ValueError: if the folder or one of its files is missing, damaged or does not fit the configuration.
+    """
+    folder = Path(folder)
+    config_path = folder / CONFIG_NAME
+    if not config_path.is_file():
+        raise ValueError(f"folder ({folder}) has no {CONFIG_NAME}; pass a folder that save_pretrained wrote.")
+    try:
+        stored = yaml.safe_load(config_path.read_text())
+        config, generation = stored["model"], dict(stored.get("generation") or {})
+        ar = config["init_args"]["ar"]["init_args"]
+        own_text_tokenizer = ar.get("text_tokenizer") == TEXT_TOKENIZER
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{config_path} is no model configuration ({error!r}); save the model again.") from error
+    if own_text_tokenizer:
+        ar["text_tokenizer"] = str(folder / TEXT_TOKENIZER)
+        if not (folder / TEXT_TOKENIZER).is_dir():
+            raise ValueError(f"{folder / TEXT_TOKENIZER} is missing; the model folder is not complete.")
+    model = instantiate(config, trust_remote_code=trust_remote_code)
+    for part in PARTS:
+        load_part(getattr(model, part), folder / f"{part}.safetensors")
+    return model.eval(), generation
+
+
+def instantiate(config: dict[str, Any], *, trust_remote_code: bool = False) -> Blip3oNext:
+    """Builds a model from `class_path` and `init_args`.
+
+    Raises:
+        ValueError: if a class is not from a trusted package, or the configuration does not fit the classes.
+    """
+    foreign = sorted({path for path in _class_paths(config) if path.split(".")[0] not in TRUSTED})
+    if foreign and not trust_remote_code:
+        raise ValueError(
+            f"the model names classes outside {TRUSTED}: {foreign}; pass trust_remote_code=True if you trust them."
+        )
+    try:
+        model = _build(config)
+    except Exception as error:
+        raise ValueError(f"the model's configuration does not fit its classes: {error}") from error
+    if not isinstance(model, Blip3oNext):
+        raise ValueError(f"the configuration describes a {type(model).__name__}; it must describe a Blip3oNext.")
+    return model
+
+
+def save_part(part: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
+    """Writes a part's tensors as safetensors, floating ones as `dtype`."""
+    state = {
+        key: value.detach().to("cpu", dtype if value.is_floating_point() else None, copy=True).contiguous()
+        for key, value in part.state_dict().items()
+    }
+    save_file(state, path, metadata={"format": "pt"})
+
+
+def load_part(part: nn.Module, path: Path) -> None:
+    """Fills a part from a safetensors file.
+
+    Raises:
+        ValueError: if the file is missing or damaged, or keys are missing, unexpected or mis-shaped (all are listed).
+    """
+    if not path.is_file():
+        raise ValueError(f"{path} is missing; the model folder is not complete.")
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}); copy or download it again.") from error
+    own = part.state_dict()
+    problems = {
+        "missing": sorted(own.keys() - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "mis-shaped": [
+            f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+            for key in sorted(own.keys() & state.keys())
+            if own[key].shape != state[key].shape
+        ],
+    }
+    if any(problems.values()):
+        told = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
+        raise ValueError(f"{path} does not fit {type(part).__name__}: {told}.")
+    part.load_state_dict(state)
+
+
+def _build(value: Any) -> Any:
+    """Builds the parts that `Part.config` wrote; a bridge without its widths becomes a callable that takes them.
+
+    Only a `class_path` is ever imported. (jsonargparse, which reads training's YAML, would also import the class that
+    a plain string names and read the file that it names.)
+    """
+    if isinstance(value, list):
+        return [_build(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if "class_path" not in value:
+        return {key: _build(item) for key, item in value.items()}
+    cls = pkgutil.resolve_name(value["class_path"])
+    if not (isinstance(cls, type) and issubclass(cls, Part)):
+        raise TypeError(f"{value['class_path']} is no Part.")
+    if strange := value.keys() - {"class_path", "init_args"}:
+        raise TypeError(f"{value['class_path']} is given {sorted(strange)} beside class_path and init_args.")
+    arguments = _build(value.get("init_args") or {})
+    if issubclass(cls, Blip3oNext) and "template" in arguments:
+        arguments["template"] = PromptTemplate(**arguments["template"])
+    if issubclass(cls, Bridge) and "in_features" not in arguments:
+        return partial(cls, **arguments)
+    return cls(**arguments)
+
+
+def _class_paths(config: Any) -> Iterator[str]:
+    if isinstance(config, dict):
+        if isinstance(config.get("class_path"), str):
+            yield config["class_path"]
+        for value in config.values():
+            yield from _class_paths(value)
+    elif isinstance(config, list):
+        for value in config:
+            yield from _class_paths(value)
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield new
+        new.chmod(0o755)
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.replace(old / folder.name)
+            new.replace(folder)
+            shutil.rmtree(old)
+        else:
+            new.replace(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)

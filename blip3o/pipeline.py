@@ -1,0 +1,273 @@
+"""`Blip3oPipeline`: prompts in, images out; save and load."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+
+from blip3o.ar.base import Sampling
+from blip3o.checkpoints import CONFIG_NAME, load_model, save_model
+from blip3o.diffusion.base import Generators
+from blip3o.model import Blip3oNext
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+ASSETS = Path(__file__).parent / "assets"
+
+
+@dataclass(frozen=True)
+class GenerationDefaults:
+    """What a call uses where it says nothing; stored with a model. The values here are the published ones.
+
+    Attributes:
+        num_inference_steps: denoising steps.
+        guidance_scale: classifier-free guidance of the diffusion head; 1 turns it off.
+        token_guidance_scale: classifier-free guidance of the AR model; 1 turns it off.
+        temperature: of the image tokens.
+        top_k: most likely image tokens kept; 0 keeps all.
+        top_p: probability mass of the image tokens kept.
+    """
+
+    num_inference_steps: int = 30
+    guidance_scale: float = 2.0
+    token_guidance_scale: float = 1.0
+    temperature: float = 1.0
+    top_k: int = 1200
+    top_p: float = 0.95
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What a call returns.
+
+    Attributes:
+        images: list of PIL images; or float arrays or tensors in [0, 1], (B, H, W, 3) or (B, 3, H, W); or normalised
+            latents (B, c, h, w).
+        token_ids: (B, N) int64 image tokens.
+    """
+
+    images: Any
+    token_ids: Tensor
+
+
+class Blip3oPipeline:
+    """Generates images from prompts.
+
+    Args:
+        model: the composed model; it is put into evaluation mode.
+        defaults: arguments of calls that leave them out.
+    """
+
+    def __init__(self, model: Blip3oNext, defaults: GenerationDefaults = GenerationDefaults()) -> None:
+        self.model = model.eval()
+        self.defaults = defaults
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str | Path, *, device: str | torch.device = "cpu", trust_remote_code: bool = False
+    ) -> Self:
+        """Loads a bundled model by name, a folder, or a hub id (`owner/name`).
+
+        Raises:
+            ValueError: if there is none, it is damaged, or the device can not be used; where the name is unknown, the
+                message lists the bundled ones.
+        """
+        check_device(device)
+        folder = find_model(name_or_path)
+        model, generation = load_model(folder, trust_remote_code=trust_remote_code)
+        unknown = sorted(generation.keys() - {field.name for field in fields(GenerationDefaults)})
+        if unknown:
+            raise ValueError(f"generation in {folder / CONFIG_NAME} holds unknown settings {unknown}; remove them.")
+        return cls(model.to(device), replace(GenerationDefaults(), **generation))
+
+    def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
+        """Writes `config.yaml`, one safetensors file a part and the text tokenizer."""
+        return save_model(self.model, folder, generation=vars(self.defaults).copy(), dtype=dtype)
+
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        *,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        token_guidance_scale: float | None = None,
+        temperature: float | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        output_type: OutputType = "pil",
+    ) -> PipelineOutput:
+        """Generates `num_images_per_prompt` images for every prompt, in the order of the prompts.
+
+        Args:
+            prompt: a prompt or a batch of them.
+            num_inference_steps: denoising steps, at least 1.
+            guidance_scale: classifier-free guidance of the diffusion head, at least 0; 1 turns it off.
+            token_guidance_scale: classifier-free guidance of the AR model, at least 0; 1 turns it off.
+            temperature: of the image tokens; 0 takes the most likely ones.
+            top_k: most likely image tokens kept; 0 keeps all.
+            top_p: probability mass of the image tokens kept, in (0, 1].
+            num_images_per_prompt: at least 1.
+            generator: one for the batch or one for each image, on the model's device or the CPU.
+            latents: initial noise (images, c, h, w).
+            output_type: `pil`, `np`, `pt` or `latent`.
+
+        Raises:
+            ValueError: on a value out of range; nothing has been generated then.
+        """
+        prompts = check_prompts(prompt)
+        for one in prompts:
+            if unknown := self.model.sequences.unknown_words(one):
+                raise ValueError(f"prompt ({one!r}) holds words the model does not know: {unknown}; use others.")
+        _check_whole("num_images_per_prompt", num_images_per_prompt, 1)
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise ValueError(f"output_type ({output_type!r}) must be 'pil', 'np', 'pt' or 'latent'.")
+        given: dict[str, Any] = {
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "token_guidance_scale": token_guidance_scale,
+            "temperature": temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+        }
+        settings = replace(self.defaults, **{key: value for key, value in given.items() if value is not None})
+        check_settings(settings)
+        captions = [caption for caption in prompts for _ in range(num_images_per_prompt)]
+        generator = self._checked_generators(generator, len(captions))
+        if latents is not None:
+            latents = self._checked_latents(latents, len(captions))
+        rendered = self.model.generate(
+            captions,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            token_guidance_scale=settings.token_guidance_scale,
+            sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
+            generator=generator,
+            latents=latents,
+        )
+        if output_type == "latent":
+            return PipelineOutput(rendered.latents, rendered.tokens.ids)
+        with torch.no_grad():
+            pixels = (self.model.diffusion.decode(rendered.latents).float() + 1) / 2
+        return PipelineOutput(_as_output(pixels, output_type), rendered.tokens.ids)
+
+    def _checked_generators(self, generator: Generators, rows: int) -> Generators:
+        """`generator` itself, or the list of its members, one an image."""
+        if generator is None:
+            return None
+        several = list(generator) if isinstance(generator, Sequence) else [generator]
+        if isinstance(generator, Sequence) and len(several) != rows:
+            raise ValueError(f"generator holds {len(several)} generators for {rows} images; give one, or one an image.")
+        for one in several:
+            if not isinstance(one, torch.Generator):
+                raise ValueError(
+                    f"generator ({one!r}) must be a torch.Generator or a list of them; pass "
+                    "torch.Generator().manual_seed(0)."
+                )
+            if one.device.type not in ("cpu", self.model.device.type):
+                raise ValueError(
+                    f"generator is on {one.device}, the model on {self.model.device}; create it on the CPU or on "
+                    f"{self.model.device.type}."
+                )
+        return several if isinstance(generator, Sequence) else generator
+
+    def _checked_latents(self, latents: Tensor, rows: int) -> Tensor:
+        """`latents` where the model is; the diffusion head checks their channels and sides."""
+        if not isinstance(latents, Tensor) or not latents.is_floating_point() or latents.ndim != 4:
+            told = f"{latents.dtype}, {tuple(latents.shape)}" if isinstance(latents, Tensor) else repr(latents)
+            raise ValueError(f"latents ({told}) must be a floating tensor (images, c, h, w); leave it out to draw it.")
+        if len(latents) != rows:
+            raise ValueError(f"latents holds {len(latents)} rows for {rows} images; give one an image.")
+        return latents.to(self.model.device)
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """The folder of a bundled name, a folder or a hub id.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    bundled = sorted(path.parent.name for path in ASSETS.glob("*/config.yaml"))
+    if str(name_or_path) in bundled:
+        return ASSETS / str(name_or_path)
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    choice = f"pass a bundled name ({', '.join(bundled) or 'none is bundled'}), a folder, or a hub id owner/name."
+    if not path.is_absolute() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(str(name_or_path)))
+        except Exception as error:
+            raise ValueError(
+                f"name_or_path ({name_or_path}) is no folder, and the hub gave: {error}; {choice}"
+            ) from error
+    raise ValueError(f"name_or_path ({name_or_path}) is unknown; {choice}")
+
+
+def check_prompts(prompt: str | Sequence[str]) -> list[str]:
+    """The prompts as a list.
+
+    Raises:
+        ValueError: if there is none, or one is empty or no string.
+    """
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt) if isinstance(prompt, Sequence) else [prompt]
+    if not prompts:
+        raise ValueError("prompt ([]) must hold at least one prompt.")
+    for one in prompts:
+        if not isinstance(one, str) or not one.strip():
+            raise ValueError(f"prompt ({one!r}) must be a string with at least one word.")
+    return prompts
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raises a ValueError unless tensors can be made on `device`."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ValueError(
+            f"device ({device}) can not be used here; pass 'cpu', or 'cuda' where there is a GPU."
+        ) from error
+
+
+def check_settings(settings: GenerationDefaults) -> None:
+    """Raises a ValueError where a setting is out of range."""
+    _check_whole("num_inference_steps", settings.num_inference_steps, 1)
+    _check_whole("top_k", settings.top_k, 0)
+    for name in ("guidance_scale", "token_guidance_scale", "temperature", "top_p"):
+        value = getattr(settings, name)
+        if not isinstance(value, Real) or not math.isfinite(value):
+            raise ValueError(f"{name} ({value!r}) must be a finite number; leave it out for the default.")
+        if "guidance" in name and value < 0:
+            raise ValueError(f"{name} ({value}) must be at least 0; 1 turns guidance off.")
+    Sampling(settings.temperature, settings.top_k, settings.top_p)
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
+        raise ValueError(
+            f"{name} ({value!r}) must be a whole number of at least {least}; leave it out for the default."
+        )
+
+
+def _as_output(pixels: Tensor, output_type: OutputType) -> Any:
+    """Pixels (B, 3, H, W) in [0, 1] as asked for."""
+    if output_type == "pt":
+        return pixels
+    arrays = rearrange(pixels, "b c h w -> b h w c").cpu().numpy()
+    if output_type == "np":
+        return arrays
+    return [Image.fromarray(array) for array in np.rint(arrays * 255).astype(np.uint8)]
