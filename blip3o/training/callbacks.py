@@ -1,0 +1,191 @@
+"""Callbacks: held-out shapes score with a picture, and saving the parts or the model that a run trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from PIL import Image
+from torch import Tensor
+
+from blip3o.checkpoints import check_model_folder, save_part
+from blip3o.data.shapes import to_uint8
+from blip3o.images import contact_sheet, save_png
+from blip3o.pipeline import Blip3oPipeline, GenerationDefaults, check_settings
+from blip3o.shapes import World, get_world, result_rows, summary, verify
+from blip3o.training.averaging import EMA
+
+StoredDtype = Literal["float32", "float16", "bfloat16"]
+
+
+class ShapesScore(Callback):
+    """Verifies the images that `validation_step` returns against the batch's captions.
+
+    Logs `STAGE/score` (overall) and `STAGE/score/TAG` for validation and test, and writes a sheet of the first images
+    to `samples/STAGE-STEP.png` in the trainer's log folder.
+
+    Args:
+        world: a world, or the name of one.
+        sheet: images on the sheet, 0 for none.
+    """
+
+    def __init__(self, world: str | World = "shapes", sheet: int = 48) -> None:
+        self.world = get_world(world)
+        self.sheet = sheet
+        self._images: list[np.ndarray] = []
+        self._captions: list[str] = []
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts anew."""
+        self._images, self._captions = [], []
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keeps the batch's images."""
+        self._images.append(to_uint8(outputs))
+        self._captions.extend(batch["caption"])
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Scores them and writes the sheet."""
+        self._report(trainer, pl_module, "val")
+
+    on_test_epoch_start = on_validation_epoch_start
+    on_test_batch_end = on_validation_batch_end
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Scores them and writes the sheet."""
+        self._report(trainer, pl_module, "test")
+
+    def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        images = np.concatenate(self._images)
+        names = [f"{trainer.global_rank}-{index:05d}" for index in range(len(images))]
+        own = result_rows(verify(images, self._captions, self.world), self._captions, names, self.world)
+        scores = summary([row for rows in _from_all_processes(own) for row in rows])
+        # Every process has the rows of all and logs the same numbers.
+        pl_module.log(f"{stage}/score", scores["overall"]["mean"], prog_bar=True)
+        for tag, score in scores["tags"].items():
+            pl_module.log(f"{stage}/score/{tag}", score["mean"])
+        if self.sheet and trainer.is_global_zero:
+            folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            contact_sheet(images[: self.sheet]).save(folder / f"{stage}-{trainer.global_step:06d}.png")
+
+
+def _check_order(trainer: Trainer, export: Callback) -> None:
+    """Raises a ValueError if an average takes the weights' place only after `export` has written them."""
+    callbacks: list[Callback] = trainer.callbacks
+    if any(isinstance(later, EMA) for later in callbacks[callbacks.index(export) :]):
+        raise ValueError(
+            f"callbacks lists EMA after {type(export).__name__}; put it before, so that the average is kept."
+        )
+
+
+def _from_all_processes(value: Any) -> list[Any]:
+    """The values of all processes, in the order of their ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+class WriteImages(Callback):
+    """Writes the images that `predict_step` returns as `INDEX.png`.
+
+    Args:
+        folder: where.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Tensor,
+        batch: dict[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Writes a batch."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for index, caption, image in zip(batch["index"].tolist(), batch["caption"], to_uint8(outputs), strict=True):
+            save_png(Image.fromarray(image), self.folder / f"{index:05d}.png", {"prompt": caption})
+
+
+class ExportParts(Callback):
+    """Writes parts of the trained module as safetensors when `fit` ends.
+
+    Args:
+        parts: file to write by the attribute path of the part, such as
+            `{"codec": "runs/shapes/codec/codec.safetensors"}`.
+
+    Raises:
+        ValueError: if a file is a folder, or (when the run starts) the module lacks a part.
+    """
+
+    def __init__(self, parts: dict[str, str]) -> None:
+        for file in parts.values():
+            if Path(file).is_dir():
+                raise ValueError(f"parts names {file}, which is a folder; name a file to write.")
+        self.parts = parts
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks that the parts exist and that an average of the weights is in place before they are written."""
+        modules = dict(pl_module.named_modules())
+        if missing := sorted(self.parts.keys() - modules.keys()):
+            known = [name for name, _ in pl_module.named_children()]
+            raise ValueError(f"parts names {missing}, which the module lacks; it holds {known}.")
+        _check_order(trainer, self)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the files."""
+        for name, file in self.parts.items():
+            path = Path(file)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_part(pl_module.get_submodule(name), path)
+
+
+class ExportModel(Callback):
+    """Writes the trained model as a folder that `Blip3oPipeline.from_pretrained` reads, when `fit` ends.
+
+    Args:
+        folder: where.
+        dtype: of the stored tensors; their own when None.
+        defaults: arguments of generation that are stored with the model; the published ones when None.
+
+    Raises:
+        ValueError: if `folder` holds something else than a model, or a default is out of range.
+    """
+
+    def __init__(
+        self, folder: str, dtype: StoredDtype | None = None, defaults: GenerationDefaults | None = None
+    ) -> None:
+        check_model_folder(Path(folder))
+        self.folder = folder
+        self.dtype = getattr(torch, dtype) if dtype else None
+        self.defaults = defaults or GenerationDefaults()
+        check_settings(self.defaults)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Checks that an average of the weights is in place before the model is written."""
+        _check_order(trainer, self)
+
+    @rank_zero_only
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes the folder."""
+        Blip3oPipeline(pl_module.model, self.defaults).save_pretrained(self.folder, dtype=self.dtype)

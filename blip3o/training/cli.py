@@ -1,0 +1,52 @@
+"""`blip3o fit | validate | test | predict`: LightningCLI over our modules and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from lightning import LightningDataModule, LightningModule
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.cli import LightningCLI
+
+from blip3o.training.quiet import quiet
+
+_KEYWORDS = ("best", "last", "hpc")  # what Lightning takes in the place of a checkpoint's path
+
+
+class TrainingCLI(LightningCLI):
+    """LightningCLI that reports what a constructor refuses as it reports what the parser refuses."""
+
+    def instantiate_classes(self) -> None:
+        """Builds module, data and trainer; exits with code 2 and the message where a value is refused."""
+        checkpoint = self.config[self.subcommand].get("ckpt_path") if self.subcommand else None
+        if checkpoint and checkpoint not in _KEYWORDS and not Path(checkpoint).is_file():
+            self.parser.error(f"ckpt_path ({checkpoint}) is no file; name a checkpoint, or leave it out to start anew.")
+        try:
+            super().instantiate_classes()
+        except (ValueError, OSError, MisconfigurationException) as error:
+            self.parser.error(str(error), error)
+        if self.subcommand == "fit" and self.trainer.max_steps < 1:
+            self.parser.error(
+                f"trainer.max_steps ({self.trainer.max_steps}) must be at least 1: rows never end, so the number of "
+                "steps is the length of the run."
+            )
+
+
+def run(args: Sequence[str]) -> None:
+    """Runs LightningCLI with `args`, such as `["fit", "--config", "experiments/shapes/codec.yaml"]`.
+
+    Raises:
+        SystemExit: with code 2 and the message on a wrong argument or configuration. With the environment variable
+            JSONARGPARSE_DEBUG set, the error itself is raised instead, with its traceback.
+    """
+    with quiet():
+        TrainingCLI(
+            LightningModule,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            seed_everything_default=0,
+            save_config_kwargs={"overwrite": True},
+            args=list(args),
+        )

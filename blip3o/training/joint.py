@@ -1,0 +1,171 @@
+"""Joint training: the AR model learns to write image tokens while the diffusion head learns to render them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from blip3o.ar.base import Sampling
+from blip3o.checkpoints import load_part
+from blip3o.diffusion.base import Codec
+from blip3o.model import Blip3oNext
+from blip3o.prompts import Supervise
+from blip3o.training.attention import fast_attention
+from blip3o.training.base import Optimization, TrainingModule
+from blip3o.training.freezing import freeze
+from blip3o.training.randomness import row_generators, row_uniform
+
+
+class JointModule(TrainingModule):
+    """Cross-entropy plus flow matching on captioned images (BLIP3o-NEXT's joint loss).
+
+    All randomness of a row is a pure function of (seed, row index), so that batches may be split over processes and
+    runs resumed without changing a number.
+
+    Args:
+        model: the composed model.
+        optimization: optimizer and schedule.
+        weights: safetensors files to start parts from, by attribute path in the model, such as
+            `{"tokenizer": ..., "diffusion.codec": ...}`.
+        trainable: patterns of parameter names in the model (`fnmatch`) that train, the rest being frozen; all but
+            the image tokenizer and the codecs when None.
+        cross_entropy_weight: weight of the cross-entropy (mean over supervised tokens).
+        flow_weight: weight of the diffusion head's loss (mean over rows).
+        supervise: tokens that carry cross-entropy.
+        render_every: only rows whose index is a multiple of it train the diffusion head, which saves time where the
+            AR model needs the larger part of the compute.
+        condition_dropout: share of rows whose condition is dropped, for guidance of the diffusion head.
+        caption_dropout: share of rows whose caption is dropped, for guidance of the AR model.
+        seed: of noise, timesteps and what is dropped.
+        sampling: how tokens are drawn in validation and prediction.
+        num_inference_steps: denoising steps in validation and prediction.
+        guidance_scale: guidance of the diffusion head in validation and prediction.
+        token_guidance_scale: guidance of the AR model in validation and prediction.
+
+    Raises:
+        ValueError: if `weights` names a part that the model lacks or a file that does not fit it, if `trainable` holds
+            a pattern without a match or one that matches what stays frozen, or if `render_every` is below 1.
+    """
+
+    def __init__(
+        self,
+        model: Blip3oNext,
+        optimization: Optimization = Optimization(),
+        weights: dict[str, str] | None = None,
+        trainable: list[str] | None = None,
+        cross_entropy_weight: float = 1.0,
+        flow_weight: float = 1.0,
+        supervise: Supervise = "all",
+        render_every: int = 1,
+        condition_dropout: float = 0.1,
+        caption_dropout: float = 0.0,
+        seed: int = 0,
+        sampling: Sampling = Sampling(),
+        num_inference_steps: int = 25,
+        guidance_scale: float = 2.0,
+        token_guidance_scale: float = 1.0,
+    ) -> None:
+        super().__init__(optimization, seed)
+        if render_every < 1:
+            raise ValueError(f"render_every ({render_every}) must be at least 1.")
+        self.model = model
+        for name, file in (weights or {}).items():
+            load_part(_part(self.model, name), Path(file))
+        _choose_trainable(self.model, trainable)
+        self.cross_entropy_weight = cross_entropy_weight
+        self.flow_weight = flow_weight
+        self.supervise: Supervise = supervise
+        self.render_every = render_every
+        self.condition_dropout = condition_dropout
+        self.caption_dropout = caption_dropout
+        self.sampling = sampling
+        self.num_inference_steps = num_inference_steps
+        self.guidance_scale = guidance_scale
+        self.token_guidance_scale = token_guidance_scale
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The weighted loss, averaged over the tokens and rows of all processes."""
+        index = batch["index"]
+        dropped_captions = row_uniform(self.seed, index, "caption") < self.caption_dropout
+        captions = ["" if d else c for c, d in zip(batch["caption"], dropped_captions.tolist(), strict=True)]
+        rows = torch.nonzero(index % self.render_every == 0)[:, 0]
+        if len(rows) == 0:
+            raise ValueError(
+                f"render_every ({self.render_every}) leaves the diffusion head no row of a batch of {len(index)}; make "
+                "it at most the batch size of one process."
+            )
+        chosen = index[rows]
+        with fast_attention(self.device):
+            losses = self.model.losses(
+                batch["image"],
+                captions,
+                supervise=self.supervise,
+                rendered_rows=rows,
+                dropped=row_uniform(self.seed, chosen, "condition") < self.condition_dropout,
+                generator=row_generators(self.seed, chosen, "noise", self.device),
+            )
+        # Gradients are averaged over processes, so each divides its sums by the mean count.
+        cross_entropy = losses.cross_entropy / self._mean_over_processes(losses.num_tokens)
+        flow = losses.flow.sum() / self._mean_over_processes(torch.tensor(len(losses.flow), device=self.device))
+        loss = self.cross_entropy_weight * cross_entropy + self.flow_weight * flow
+        self.log_dict(
+            {"train/loss": loss, "train/cross_entropy": cross_entropy, "train/flow": flow},
+            prog_bar=True,
+            sync_dist=True,
+        )
+        return loss
+
+    def evaluation_step(self, batch: dict[str, Any], stage: str) -> Tensor:
+        """Losses on held-out scenes, and images generated for their captions."""
+        index = batch["index"]
+        generator = row_generators(self.seed, index, "validation", self.device)
+        losses = self.model.losses(batch["image"], batch["caption"], supervise=self.supervise, generator=generator)
+        values = {
+            f"{stage}/cross_entropy": losses.cross_entropy / losses.num_tokens,
+            f"{stage}/flow": losses.flow.mean(),
+        }
+        self.log_dict(values, batch_size=len(index), sync_dist=True)
+        return self.predict_step(batch, 0)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """Images (B, 3, H, W) in [-1, 1] for the captions of a batch."""
+        rendered = self.model.generate(
+            batch["caption"],
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            sampling=self.sampling,
+            token_guidance_scale=self.token_guidance_scale,
+            generator=row_generators(self.seed, batch["index"], "generate", self.device),
+        )
+        return self.model.diffusion.decode(rendered.latents)
+
+    def _mean_over_processes(self, count: Tensor) -> Tensor:
+        """The mean count, 1 where it is 0 and so are the sums that it divides."""
+        mean = self.trainer.strategy.reduce(count.float(), reduce_op="mean")
+        return mean + (mean == 0)
+
+
+def _part(model: Blip3oNext, name: str) -> nn.Module:
+    """The part at an attribute path."""
+    try:
+        return model.get_submodule(name)
+    except AttributeError as error:
+        parts = [child for child, _ in model.named_children()]
+        raise ValueError(f"weights names {name!r}, which the model lacks; its parts are {parts}.") from error
+
+
+def _choose_trainable(model: Blip3oNext, patterns: list[str] | None) -> None:
+    """Freezes what `patterns` do not match, and the image tokenizer and the codecs always: they make the targets."""
+    if patterns is not None:
+        freeze(model, patterns)
+    targets = [model.tokenizer, *(module for module in model.diffusion.modules() if isinstance(module, Codec))]
+    if patterns is not None and any(p.requires_grad for target in targets for p in target.parameters()):
+        raise ValueError(
+            f"trainable ({patterns}) matches parameters of the image tokenizer or a codec, which make the targets of "
+            "joint training; train them on their own first and leave them out here."
+        )
+    for target in targets:
+        target.requires_grad_(False).eval()
