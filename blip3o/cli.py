@@ -1,0 +1,170 @@
+"""The `blip3o` command. Nothing heavy is imported before a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+LIGHTNING = {
+    "fit": "train the module and data of a YAML file",
+    "validate": "run its validation",
+    "test": "run its test loop",
+    "predict": "run its predictions",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (the process's own when None).
+
+    Returns:
+        The exit code: 0, 2 for wrong usage, 1 where files can not be read or written.
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args and args[0] in LIGHTNING:
+        from blip3o.training.cli import run
+
+        run(args)
+        return 0
+    options = build_parser().parse_args(args)
+    command: Callable[[argparse.Namespace], None] = options.run
+    try:
+        command(options)
+    except ValueError as error:
+        print(f"blip3o {options.command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"blip3o {options.command}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of everything but Lightning's own commands, which it lists."""
+    parser = argparse.ArgumentParser(prog="blip3o", description="Autoregressive plus diffusion image generation.")
+    parser.add_argument("--version", action="version", version=f"blip3o {_version()}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, told in LIGHTNING.items():
+        commands.add_parser(name, help=f"{told} (LightningCLI; see `blip3o {name} --help`)", add_help=False)
+
+    generate = commands.add_parser("generate", help="make images from a prompt")
+    generate.add_argument("prompt", help="what to draw")
+    generate.add_argument(
+        "--output", type=Path, default=Path("out.png"), help="PNG to write; of several images, 0, 1, ... are added"
+    )
+    generate.add_argument("--num_images", type=int, default=1, help="images to make in one batch")
+    generate.add_argument("--seed", type=int, default=0, help="any 63-bit number; image i is drawn with seed + i")
+    _add_model(generate)
+    _add_settings(generate)
+    generate.set_defaults(run=_generate)
+
+    evaluate = commands.add_parser("evaluate", help="score a model on a benchmark")
+    evaluate.add_argument("benchmark", choices=["shapes"], help="which benchmark")
+    evaluate.add_argument(
+        "--output_dir", type=Path, default=Path("runs/eval"), help="folder for images, results and summary"
+    )
+    evaluate.add_argument("--num_captions", type=int, default=600, help="held-out captions, balanced over the tags")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the captions and the images, at least 0")
+    evaluate.add_argument("--batch_size", type=int, default=32, help="images generated at a time")
+    evaluate.add_argument("--world", default="shapes", help="world of the captions")
+    _add_model(evaluate)
+    _add_settings(evaluate)
+    evaluate.set_defaults(run=_evaluate)
+
+    info = commands.add_parser("info", help="describe a model, its parts and this machine")
+    _add_model(info)
+    info.set_defaults(run=_info)
+    return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default="tiny", help="bundled name, folder or hub id (default: tiny)")
+    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    parser.add_argument("--trust_remote_code", action="store_true", help="import classes from any package")
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("generation (the model's own defaults where left out)")
+    for name, kind in SETTINGS.items():
+        group.add_argument(f"--{name}", type=kind)
+
+
+SETTINGS: dict[str, Callable[[str], float | int]] = {
+    "num_inference_steps": int,
+    "guidance_scale": float,
+    "token_guidance_scale": float,
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+}
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from blip3o.images import check_output, numbered, save_png
+
+    if options.num_images < 1:
+        raise ValueError(f"num_images ({options.num_images}) must be at least 1.")
+    if not -(2**63) <= options.seed <= 2**63 - 1:
+        raise ValueError(f"seed ({options.seed}) must lie in -2**63..2**63 - 1; choose another.")
+    paths = numbered(options.output, options.num_images)
+    for path in paths:
+        check_output(path)
+    pipe = _pipeline(options)
+    import torch
+
+    settings = {name: getattr(options, name) for name in SETTINGS}
+    seeds = [options.seed + index for index in range(options.num_images)]
+    output = pipe(
+        options.prompt,
+        num_images_per_prompt=options.num_images,
+        generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **settings,
+    )
+    used = {name: value for name, value in settings.items() if value is not None}
+    for path, image, seed in zip(paths, output.images, seeds, strict=True):
+        record = {"prompt": options.prompt, "model": options.model, "seed": seed, **vars(pipe.defaults), **used}
+        save_png(image, path, record)
+        print(path)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    from blip3o.evaluation.shapes import evaluate, print_summary
+
+    pipe = _pipeline(options)
+    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    summary = evaluate(
+        pipe,
+        options.output_dir,
+        model_name=str(options.model),
+        num_captions=options.num_captions,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        world=options.world,
+        **settings,
+    )
+    print_summary(summary, options.output_dir)
+
+
+def _info(options: argparse.Namespace) -> None:
+    from blip3o.info import print_info
+
+    print_info(_pipeline(options), str(options.model))
+
+
+def _pipeline(options: argparse.Namespace):  # type: ignore[no-untyped-def]
+    from blip3o.pipeline import Blip3oPipeline
+
+    return Blip3oPipeline.from_pretrained(
+        options.model, device=options.device, trust_remote_code=options.trust_remote_code
+    )
+
+
+def _version() -> str:
+    from blip3o import __version__
+
+    return __version__
+
+
+if __name__ == "__main__":
+    sys.exit(main())
