@@ -213,6 +213,9 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "no such class": (lambda c: c["data"].update(class_path="blip3o.data.shapes.Squares"), "Squares"),
     "refused value": (lambda c: module_args(c).update(render_every=0), "render_every (0) must be at least 1"),
     "missing weights": (lambda c: module_args(c).update(weights={"tokenizer": "none.safetensors"}), "none.safetensors"),
+    "unknown part": (lambda c: module_args(c).update(weights={"brigde": "none.safetensors"}), "names 'brigde'"),
+    "no end": (lambda c: c["trainer"].update(max_steps=-1, max_epochs=1), "trainer.max_steps (-1) must be at least 1"),
+    "missing checkpoint": (lambda c: c.update(ckpt_path="none.ckpt"), "ckpt_path (none.ckpt) is no file"),
     "missing device": (lambda c: c["trainer"].update(accelerator="abacus"), "abacus"),
 }
 

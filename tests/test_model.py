@@ -208,3 +208,11 @@ def test_a_step_on_one_batch_lowers_both_losses() -> None:
         history.append((cross_entropy.item(), flow.item()))
     for first, last in zip(history[0], history[-1], strict=True):
         assert last < 0.75 * first
+
+
+def test_a_bridge_that_reads_what_the_model_does_not_give_is_refused() -> None:
+    class Queries(MLPBridge):
+        reads = "queries"
+
+    with pytest.raises(ValueError, match=r"bridge \(Queries\) reads 'queries', but this model gives"):
+        Blip3oNext(tiny_tokenizer(), tiny_ar(), Queries, tiny_head(), PLAIN)

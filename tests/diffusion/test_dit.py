@@ -81,3 +81,9 @@ def test_positions_are_all_different_and_nearest_to_their_neighbours() -> None:
 def test_sizes_that_do_not_fit_are_refused(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         tiny_dit(**arguments)
+
+
+def test_latents_of_another_size_are_refused() -> None:
+    for shape in ((1, 48, 4, 4), (1, 16, 8, 8)):
+        with pytest.raises(ValueError, match=r"latents has shape .*; this DiT takes \('B', 48, 8, 8\)"):
+            tiny_dit()(torch.zeros(shape), torch.ones(1), condition(24, rows=1))

@@ -149,3 +149,8 @@ def test_parts_that_do_not_fit_are_refused() -> None:
 def test_the_objective_is_the_published_one_unless_given() -> None:
     objective = FlowHead(tiny_dit(), PixelCodec(4), image_size=32).objective
     assert (objective.shift, objective.density) == (3.0, "uniform")
+
+
+def test_images_of_another_size_are_refused_in_training() -> None:
+    with pytest.raises(ValueError, match=r"images has shape \(2, 3, 16, 32\); this head renders \(B, 3, 32, 32\)"):
+        tiny_head().loss(tiny_images(2)[:, :, :16], condition(24))
