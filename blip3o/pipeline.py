@@ -10,7 +10,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
-import numpy as np
 import torch
 from einops import rearrange
 from PIL import Image
@@ -20,6 +19,7 @@ from blip3o.ar.base import Sampling
 from blip3o.checkpoints import CONFIG_NAME, load_model, save_model
 from blip3o.diffusion.base import Generators
 from blip3o.model import Blip3oNext
+from blip3o.pixels import to_uint8
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 ASSETS = Path(__file__).parent / "assets"
@@ -160,8 +160,8 @@ class Blip3oPipeline:
         if output_type == "latent":
             return PipelineOutput(rendered.latents, rendered.tokens.ids)
         with torch.no_grad():
-            pixels = (self.model.diffusion.decode(rendered.latents).float() + 1) / 2
-        return PipelineOutput(_as_output(pixels, output_type), rendered.tokens.ids)
+            images = self.model.diffusion.decode(rendered.latents)
+        return PipelineOutput(_as_output(images, output_type), rendered.tokens.ids)
 
     def _checked_generators(self, generator: Generators, rows: int) -> Generators:
         """`generator` itself, or the list of its members, one an image."""
@@ -263,11 +263,9 @@ def _check_whole(name: str, value: object, least: int) -> None:
         )
 
 
-def _as_output(pixels: Tensor, output_type: OutputType) -> Any:
-    """Pixels (B, 3, H, W) in [0, 1] as asked for."""
-    if output_type == "pt":
-        return pixels
-    arrays = rearrange(pixels, "b c h w -> b h w c").cpu().numpy()
-    if output_type == "np":
-        return arrays
-    return [Image.fromarray(array) for array in np.rint(arrays * 255).astype(np.uint8)]
+def _as_output(images: Tensor, output_type: OutputType) -> Any:
+    """Images (B, 3, H, W) in [-1, 1] as asked for."""
+    if output_type == "pil":
+        return [Image.fromarray(array) for array in to_uint8(images)]
+    pixels = (images.float() + 1) / 2
+    return pixels if output_type == "pt" else rearrange(pixels, "b c h w -> b h w c").cpu().numpy()

@@ -75,7 +75,7 @@ def test_a_family_imports_itself_and_what_all_share_alone(family: str) -> None:
     ("sources", "allowed"),
     [
         (("structures",), ()),
-        (("part", "loading"), ()),
+        (("part", "loading", "pixels", "images"), ()),
         (("shapes",), ("shapes",)),
         (("prompts",), ("structures", "ar")),
         (("model",), ("structures", "part", "prompts", *FAMILIES)),

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from blip3o.data.stream import Row, RowStream
+from blip3o.pixels import to_tensor
 from blip3o.shapes import (
     World,
     evaluation_captions,
@@ -25,17 +26,6 @@ from blip3o.shapes import (
 from blip3o.shapes.captions import Split
 from blip3o.shapes.scenes import Scene
 from blip3o.shapes.world import BACKGROUNDS
-
-
-def to_tensor(image: np.ndarray) -> Tensor:
-    """uint8 (H, W, 3) or (B, H, W, 3) to float (3, H, W) or (B, 3, H, W) in [-1, 1]."""
-    return rearrange(torch.from_numpy(image).float() / 127.5 - 1, "... h w c -> ... c h w")
-
-
-def to_uint8(images: Tensor) -> np.ndarray:
-    """Float (B, 3, H, W) in [-1, 1] to uint8 (B, H, W, 3), rounded."""
-    pixels = ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return rearrange(pixels, "b c h w -> b h w c").cpu().numpy()
 
 
 def describe_cells(scene: Scene, world: World, grid: int) -> np.ndarray:

@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.checkpoints import instantiate
-from blip3o.data.shapes import ShapesDataModule, to_uint8
+from blip3o.data.shapes import ShapesDataModule
 from blip3o.demo.chart import draw_losses
 from blip3o.demo.report import Sample, Score, TokenGrid, Training
 from blip3o.evaluation.shapes import check_size, evaluate
 from blip3o.images import save_png
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline
+from blip3o.pixels import to_uint8
 from blip3o.shapes import Verdict, evaluation_captions, get_world, parse_caption, verify
 from blip3o.training.base import Optimization
 from blip3o.training.history import Metrics, fit_steps

@@ -14,9 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.checkpoints import check_model_folder, save_part
-from blip3o.data.shapes import to_uint8
 from blip3o.images import contact_sheet, save_png
 from blip3o.pipeline import Blip3oPipeline, GenerationDefaults, check_settings
+from blip3o.pixels import to_uint8
 from blip3o.shapes import World, get_world, result_rows, summary, verify
 from blip3o.training.averaging import EMA
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from blip3o.data.shapes import ShapesDataModule, describe_cells, make_row, to_tensor, to_uint8
+from blip3o.data.shapes import ShapesDataModule, describe_cells, make_row
+from blip3o.pixels import to_tensor, to_uint8
 from blip3o.shapes import BACKGROUNDS, SHAPES, SHAPES_MINI, is_held_out, parse_caption, sample_scene, verify
 
 KINDS = (*BACKGROUNDS, *SHAPES.colors, *SHAPES.shapes)
