@@ -45,15 +45,31 @@ class SimVQ(Quantizer):
         dim: width of a code.
         normalize: compare vectors and codes on the unit sphere, as TA-Tok does.
         commitment_weight: weight of the term that pulls vectors to their codes; the term that pulls codes has 1.
+        temperature: in training, ids are drawn from softmax(cosine / temperature), by torch's global generator as
+            dropout is, instead of taking the nearest; needs `normalize`.
+
+    Raises:
+        ValueError: if there are fewer than two codes, or the temperature is not positive or lacks `normalize`.
     """
 
     def __init__(
-        self, *, codebook_size: int = 512, dim: int = 16, normalize: bool = False, commitment_weight: float = 0.25
+        self,
+        *,
+        codebook_size: int = 512,
+        dim: int = 16,
+        normalize: bool = False,
+        commitment_weight: float = 0.25,
+        temperature: float | None = None,
     ) -> None:
         super().__init__()
         if codebook_size < 2:
             raise ValueError(f"codebook_size ({codebook_size}) must be at least 2.")
+        if temperature is not None and (temperature <= 0 or not normalize):
+            raise ValueError(
+                f"temperature ({temperature}) must be positive and needs normalize=True; None takes the nearest code."
+            )
         self.normalize = normalize
+        self.temperature = temperature
         self.commitment_weight = commitment_weight
         self.codebook = nn.Embedding(codebook_size, dim)
         nn.init.normal_(self.codebook.weight, std=dim**-0.5 if normalize else 1.0)
@@ -77,13 +93,11 @@ class SimVQ(Quantizer):
         return F.normalize(codes, dim=-1) if self.normalize else codes
 
     def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Nearest codes; the loss is the squared distance, pulling codes and (weighted) vectors."""
+        """Nearest or drawn codes; the loss is the squared distance, pulling codes and (weighted) vectors."""
         if self.normalize:
             vectors = F.normalize(vectors, dim=-1)
         projected = self.projected()
-        with torch.no_grad():
-            # |v - c|^2 = |v|^2 - 2 v.c + |c|^2; |v|^2 is the same for every code.
-            ids = (projected.square().sum(-1) - 2 * vectors @ projected.T).argmin(-1)
+        ids = self._choose(vectors.detach(), projected.detach())
         codes = F.embedding(ids, projected)
         loss = F.mse_loss(codes, vectors.detach()) + self.commitment_weight * F.mse_loss(vectors, codes.detach())
         return vectors + (codes - vectors).detach(), ids, loss
@@ -91,6 +105,17 @@ class SimVQ(Quantizer):
     def codes(self, ids: Tensor) -> Tensor:
         """Codes of ids."""
         return F.embedding(ids, self.projected())
+
+    def _choose(self, vectors: Tensor, projected: Tensor) -> Tensor:
+        """Ids (...) of the codes for vectors (..., dim)."""
+        if self.normalize:
+            cosines = vectors @ projected.T
+            if self.temperature is None or not self.training:
+                return cosines.argmax(-1)
+            shares = (cosines.float() / self.temperature).softmax(-1)
+            return torch.multinomial(shares.flatten(0, -2), 1).view(shares.shape[:-1])
+        # |v - c|^2 = |v|^2 - 2 v.c + |c|^2; |v|^2 is the same for every code.
+        return (projected.square().sum(-1) - 2 * vectors @ projected.T).argmin(-1)
 
 
 class FSQ(Quantizer):
