@@ -1,13 +1,15 @@
-"""Checks what a library's `from_pretrained` reports, which by itself leaves missing weights random."""
+"""Finding a folder by path or hub id, and checking what a library's `from_pretrained` reports."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 
 def check_loading_info(info: Mapping[str, Any], source: str) -> None:
-    """Raises where weights did not match the model.
+    """Raises where weights did not match the model; the libraries by themselves leave missing weights random.
 
     Args:
         info: what transformers and diffusers return for `output_loading_info=True`.
@@ -21,3 +23,30 @@ def check_loading_info(info: Mapping[str, Any], source: str) -> None:
     if any(problems.values()):
         told = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
         raise ValueError(f"the weights in {source} do not fit its config: {told}.")
+
+
+def resolve_folder(name_or_path: str | Path, argument: str, others: str = "") -> Path:
+    """The folder at a path, or the local copy of a hub repository.
+
+    Args:
+        name_or_path: a folder, or a hub id `owner/name`.
+        argument: name of the caller's argument, for the message.
+        others: what else the caller takes, for the message.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    path = Path(name_or_path)
+    if path.is_dir():
+        return path
+    choice = f"pass {others}a folder, or a hub id owner/name."
+    if not path.is_absolute() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
+        from huggingface_hub import snapshot_download
+
+        try:
+            return Path(snapshot_download(str(name_or_path)))
+        except Exception as error:
+            raise ValueError(
+                f"{argument} ({name_or_path}) is no folder, and the hub gave: {error}; {choice}"
+            ) from error
+    raise ValueError(f"{argument} ({name_or_path}) is unknown; {choice}")

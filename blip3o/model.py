@@ -42,10 +42,12 @@ class Rendered:
 
     Attributes:
         tokens: the decoded image tokens.
+        conditioning: what the diffusion head was conditioned on.
         latents: (B, c, h, w) normalised latents.
     """
 
     tokens: Generated
+    conditioning: Conditioning
     latents: Tensor
 
 
@@ -115,6 +117,7 @@ class Blip3oNext(Part):
         images: Tensor,
         captions: Sequence[str],
         *,
+        token_images: Tensor | None = None,
         supervise: Supervise = "all",
         rendered_rows: Tensor | slice = slice(None),
         dropped: Tensor | None = None,
@@ -123,8 +126,9 @@ class Blip3oNext(Part):
         """Cross-entropy of the image tokens and the diffusion head's losses, from one AR pass.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1].
+            images: (B, 3, H, W) in [-1, 1], what the diffusion head learns to render.
             captions: B captions.
+            token_images: (B, 3, h, w) in [-1, 1], the same pictures at the image tokenizer's size; `images` when None.
             supervise: where cross-entropy is taken; with `image` it is taken over the image ids alone, the set that
                 decoding draws from.
             rendered_rows: rows that train the diffusion head, an index (R,) or a slice.
@@ -132,7 +136,9 @@ class Blip3oNext(Part):
             generator: source of noise and timesteps, one or one for each of the R rows.
         """
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            image_ids = self.tokenizer.encode(images).ids  # in the tokenizer's own precision: they are the target
+            image_ids = self.tokenizer.encode(
+                images if token_images is None else token_images
+            ).ids  # in the tokenizer's own precision: they are the target
         sequences = self.sequences.training(captions, image_ids, supervise)
         vocabulary = self.sequences.vocabulary
         first = vocabulary.first_code if supervise == "image" else 0
@@ -219,4 +225,4 @@ class Blip3oNext(Part):
             generator=generator,
             latents=latents,
         )
-        return Rendered(tokens, drawn)
+        return Rendered(tokens, conditioning, drawn)

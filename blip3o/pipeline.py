@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
@@ -18,8 +17,10 @@ from torch import Tensor
 from blip3o.ar.base import Sampling
 from blip3o.checkpoints import CONFIG_NAME, load_model, save_model
 from blip3o.diffusion.base import Generators
+from blip3o.loading import resolve_folder
 from blip3o.model import Blip3oNext
 from blip3o.pixels import to_uint8
+from blip3o.structures import Conditioning
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 ASSETS = Path(__file__).parent / "assets"
@@ -54,10 +55,16 @@ class PipelineOutput:
         images: list of PIL images; or float arrays or tensors in [0, 1], (B, H, W, 3) or (B, 3, H, W); or normalised
             latents (B, c, h, w).
         token_ids: (B, N) int64 image tokens.
+        hidden_states: (B, 1 + N, H) the AR model's at the scale token and the image tokens.
+        conditioning: what the diffusion head was conditioned on: embeds (B, L, C) and their mask.
+        latents: (B, c, h, w) normalised latents.
     """
 
     images: Any
     token_ids: Tensor
+    hidden_states: Tensor
+    conditioning: Conditioning
+    latents: Tensor
 
 
 class Blip3oPipeline:
@@ -157,11 +164,12 @@ class Blip3oPipeline:
             generator=generator,
             latents=latents,
         )
-        if output_type == "latent":
-            return PipelineOutput(rendered.latents, rendered.tokens.ids)
-        with torch.no_grad():
-            images = self.model.diffusion.decode(rendered.latents)
-        return PipelineOutput(_as_output(images, output_type), rendered.tokens.ids)
+        images: Any = rendered.latents
+        if output_type != "latent":
+            with torch.no_grad():
+                images = _as_output(self.model.diffusion.decode(rendered.latents), output_type)
+        tokens = rendered.tokens
+        return PipelineOutput(images, tokens.ids, tokens.hidden, rendered.conditioning, rendered.latents)
 
     def _checked_generators(self, generator: Generators, rows: int) -> Generators:
         """`generator` itself, or the list of its members, one an image."""
@@ -202,20 +210,7 @@ def find_model(name_or_path: str | Path) -> Path:
     bundled = sorted(path.parent.name for path in ASSETS.glob("*/config.yaml"))
     if str(name_or_path) in bundled:
         return ASSETS / str(name_or_path)
-    path = Path(name_or_path)
-    if path.is_dir():
-        return path
-    choice = f"pass a bundled name ({', '.join(bundled) or 'none is bundled'}), a folder, or a hub id owner/name."
-    if not path.is_absolute() and re.fullmatch(r"[\w.-]+/[\w.-]+", str(name_or_path)):
-        from huggingface_hub import snapshot_download
-
-        try:
-            return Path(snapshot_download(str(name_or_path)))
-        except Exception as error:
-            raise ValueError(
-                f"name_or_path ({name_or_path}) is no folder, and the hub gave: {error}; {choice}"
-            ) from error
-    raise ValueError(f"name_or_path ({name_or_path}) is unknown; {choice}")
+    return resolve_folder(name_or_path, "name_or_path", f"a bundled name ({', '.join(bundled) or 'none is bundled'}), ")
 
 
 def check_prompts(prompt: str | Sequence[str]) -> list[str]:

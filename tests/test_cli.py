@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import lightning.pytorch  # noqa: F401 (its logger keeps the stderr of its first import, which no test may own)
 import numpy as np
 import pytest
 import torch

@@ -79,7 +79,8 @@ def test_a_family_imports_itself_and_what_all_share_alone(family: str) -> None:
         (("shapes",), ("shapes",)),
         (("prompts",), ("structures", "ar")),
         (("model",), ("structures", "part", "prompts", *FAMILIES)),
-        (("checkpoints",), ("part", "prompts", "model", *FAMILIES)),
+        (("checkpoints.folder", "checkpoints.tensors"), ("part", "prompts", "model", "checkpoints", *FAMILIES)),
+        (("checkpoints.published",), ("loading", "model", "pipeline", "checkpoints", *FAMILIES)),
     ],
     ids=lambda names: "+".join(names),
 )

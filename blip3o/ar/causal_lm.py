@@ -26,17 +26,30 @@ class CausalLM(ARBackbone):
             size may be left out: it is the text tokenizer's.
         text_tokenizer: folder or hub id of a tokenizer, or a list of words for a word-level one.
         attention: transformers' attention implementation: `sdpa`, `eager`, `flash_attention_2`, ...
+        text_size: ids below it are text, and image ids are added from it on. The size of the text tokenizer when None;
+            smaller where that holds the image tokens too, as the published one does.
 
     Raises:
-        ValueError: if `model_type` is missing or unknown.
+        ValueError: if `model_type` is missing or unknown, or `text_size` is larger than the text tokenizer.
     """
 
-    def __init__(self, config: dict[str, Any], text_tokenizer: str | list[str], attention: str = "sdpa") -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        text_tokenizer: str | list[str],
+        attention: str = "sdpa",
+        text_size: int | None = None,
+    ) -> None:
         super().__init__()
         if "model_type" not in config:
             raise ValueError(f"config ({config}) must name a model_type, such as 'qwen3'.")
         self.text_tokenizer = load_text_tokenizer(text_tokenizer)
-        values = {"vocab_size": len(self.text_tokenizer), **config}
+        self.text_size = len(self.text_tokenizer) if text_size is None else text_size
+        if not 1 <= self.text_size <= len(self.text_tokenizer):
+            raise ValueError(
+                f"text_size ({text_size}) must lie in 1..{len(self.text_tokenizer)}, the size of the text tokenizer."
+            )
+        values = {"vocab_size": self.text_size, **config}
         resolved = AutoConfig.for_model(values.pop("model_type"), **values)
         self.lm: PreTrainedModel = AutoModelForCausalLM.from_config(resolved, attn_implementation=attention)
         self.vocabulary = None
@@ -79,7 +92,7 @@ class CausalLM(ARBackbone):
 
     def extend_vocabulary(self, num_codes: int, num_scales: int = 3, codebook: Tensor | None = None) -> ImageVocabulary:
         """Adds image ids; new rows start at the mean of the old ones, image rows at `codebook` where it fits."""
-        wanted = ImageVocabulary(len(self.text_tokenizer), num_codes, num_scales)
+        wanted = ImageVocabulary(self.text_size, num_codes, num_scales)
         if self.vocabulary is not None:
             if self.vocabulary != wanted:
                 raise ValueError(

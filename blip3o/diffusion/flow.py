@@ -80,9 +80,18 @@ class FlowHead(DiffusionHead):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             latents = self.encode(images)  # in the codec's own precision: they are the target
         sigma = self.objective.draw_levels(len(latents), generator, latents.device)
-        noise = _noise(latents.shape, generator, latents)
-        noisy = self.objective.add_noise(latents, noise, sigma)
-        velocity = self.denoiser(noisy, sigma, conditioning)
+        return self.velocity_loss(latents, _noise(latents.shape, generator, latents), sigma, conditioning)
+
+    def velocity_loss(self, latents: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+        """Mean squared error (B,) of the velocity at given noise.
+
+        Args:
+            latents: (B, c, h, w) normalised latents of the images.
+            noise: (B, c, h, w).
+            sigma: (B,) noise levels.
+            conditioning: embeds (B, L, C).
+        """
+        velocity = self.denoiser(self.objective.add_noise(latents, noise, sigma), sigma, conditioning)
         return (velocity.float() - self.objective.target(latents, noise).float()).square().mean(dim=(1, 2, 3))
 
     def sample(

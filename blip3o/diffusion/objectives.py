@@ -49,6 +49,10 @@ class FlowMatching(Part):
             u = _per_row(torch.rand, rows, generator, device)
         else:
             u = torch.sigmoid(_per_row(torch.randn, rows, generator, device))
+        return self.levels_at(u)
+
+    def levels_at(self, u: Tensor) -> Tensor:
+        """Noise levels (B,) of numbers `u` (B,) in [0, 1): the table's entry at index floor(1000 u)."""
         return self.levels[(u * self.num_levels).long().clamp(max=self.num_levels - 1)]
 
     @staticmethod

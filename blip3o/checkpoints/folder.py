@@ -13,11 +13,9 @@ from typing import Any
 
 import torch
 import yaml
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from blip3o.bridge.base import Bridge
+from blip3o.checkpoints.tensors import load_part, save_part
 from blip3o.model import Blip3oNext
 from blip3o.part import Part
 from blip3o.prompts import PromptTemplate
@@ -114,43 +112,6 @@ def instantiate(config: dict[str, Any], *, trust_remote_code: bool = False) -> B
     if not isinstance(model, Blip3oNext):
         raise ValueError(f"the configuration describes a {type(model).__name__}; it must describe a Blip3oNext.")
     return model
-
-
-def save_part(part: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
-    """Writes a part's tensors as safetensors, floating ones as `dtype`."""
-    state = {
-        key: value.detach().to("cpu", dtype if value.is_floating_point() else None, copy=True).contiguous()
-        for key, value in part.state_dict().items()
-    }
-    save_file(state, path, metadata={"format": "pt"})
-
-
-def load_part(part: nn.Module, path: Path) -> None:
-    """Fills a part from a safetensors file.
-
-    Raises:
-        ValueError: if the file is missing or damaged, or keys are missing, unexpected or mis-shaped (all are listed).
-    """
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; the model folder is not complete.")
-    try:
-        state = load_file(path)
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged ({error}); copy or download it again.") from error
-    own = part.state_dict()
-    problems = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
-        "mis-shaped": [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
-            for key in sorted(own.keys() & state.keys())
-            if own[key].shape != state[key].shape
-        ],
-    }
-    if any(problems.values()):
-        told = "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
-        raise ValueError(f"{path} does not fit {type(part).__name__}: {told}.")
-    part.load_state_dict(state)
 
 
 def _build(value: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-import blip3o.checkpoints
+import blip3o.checkpoints.folder
 from blip3o.bridge import MLPBridge
 from blip3o.checkpoints import CONFIG_NAME, PARTS, instantiate, load_model, load_part, save_model, save_part
 from blip3o.model import Blip3oNext
@@ -209,7 +209,7 @@ def test_a_failed_save_leaves_the_old_model_whole(folder: Path, monkeypatch: pyt
             raise OSError("disk full")
         save_part(part, path, dtype)
 
-    monkeypatch.setattr(blip3o.checkpoints, "save_part", fail)
+    monkeypatch.setattr(blip3o.checkpoints.folder, "save_part", fail)
     other = tiny_model(seed=1)
     with pytest.raises(OSError, match="disk full"):
         save_model(other, folder)

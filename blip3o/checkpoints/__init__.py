@@ -1,0 +1,24 @@
+"""Reading and writing models: our folders, and the published layout."""
+
+from blip3o.checkpoints.folder import (
+    CONFIG_NAME,
+    PARTS,
+    check_model_folder,
+    instantiate,
+    load_model,
+    save_model,
+)
+from blip3o.checkpoints.published import load_published
+from blip3o.checkpoints.tensors import load_part, save_part
+
+__all__ = [
+    "CONFIG_NAME",
+    "PARTS",
+    "check_model_folder",
+    "instantiate",
+    "load_model",
+    "load_part",
+    "load_published",
+    "save_model",
+    "save_part",
+]
