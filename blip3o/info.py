@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 
 from blip3o import __version__
-from blip3o.checkpoints import PARTS
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline
 
@@ -27,7 +26,7 @@ class PartInfo:
 
 
 def describe_parts(model: Blip3oNext) -> list[PartInfo]:
-    """The four parts of a model."""
+    """The parts of a model."""
     sizes = {
         "tokenizer": f"{model.tokenizer.num_tokens()} tokens an image, {model.tokenizer.codebook_size} codes",
         "ar": f"hidden size {model.ar.hidden_size}, context {model.ar.context_length}",
@@ -35,10 +34,10 @@ def describe_parts(model: Blip3oNext) -> list[PartInfo]:
         "diffusion": f"condition width {model.diffusion.cond_dim}",
     }
     parts = []
-    for name in PARTS:
-        module = getattr(model, name)
+    for name, module in model.parts().items():
+        told = sizes.get(name) or f"{module.in_features} to {module.out_features} features"
         count = sum(p.numel() for p in module.parameters())
-        parts.append(PartInfo(name, type(module).__name__, count, sizes[name]))
+        parts.append(PartInfo(name, type(module).__name__, count, told))
     return parts
 
 

@@ -19,10 +19,12 @@ from blip3o.checkpoints import CONFIG_NAME, load_model, save_model
 from blip3o.diffusion.base import Generators
 from blip3o.loading import resolve_folder
 from blip3o.model import Blip3oNext
-from blip3o.pixels import to_uint8
+from blip3o.pixels import cropped, squeezed, to_uint8
 from blip3o.structures import Conditioning
 
 OutputType = Literal["pil", "np", "pt", "latent"]
+Images = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
+MAX_REFERENCES = 4
 ASSETS = Path(__file__).parent / "assets"
 
 
@@ -105,6 +107,7 @@ class Blip3oPipeline:
         self,
         prompt: str | Sequence[str],
         *,
+        image: Images | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
         token_guidance_scale: float | None = None,
@@ -119,7 +122,9 @@ class Blip3oPipeline:
         """Generates `num_images_per_prompt` images for every prompt, in the order of the prompts.
 
         Args:
-            prompt: a prompt or a batch of them.
+            prompt: a prompt or a batch of them; with `image`, editing instructions.
+            image: reference images. For one prompt, a picture or a list of up to four; for a batch of prompts, a list
+                with a picture or a list of pictures for each, as many for one as for another.
             num_inference_steps: denoising steps, at least 1.
             guidance_scale: classifier-free guidance of the diffusion head, at least 0; 1 turns it off.
             token_guidance_scale: classifier-free guidance of the AR model, at least 0; 1 turns it off.
@@ -152,6 +157,11 @@ class Blip3oPipeline:
         settings = replace(self.defaults, **{key: value for key, value in given.items() if value is not None})
         check_settings(settings)
         captions = [caption for caption in prompts for _ in range(num_images_per_prompt)]
+        references: dict[str, Tensor] = {}
+        if image is not None:
+            rows = check_images(image, len(prompts), alone=isinstance(prompt, str))
+            rows = [row for row in rows for _ in range(num_images_per_prompt)]
+            references = self._references(rows)
         generator = self._checked_generators(generator, len(captions))
         if latents is not None:
             latents = self._checked_latents(latents, len(captions))
@@ -163,6 +173,7 @@ class Blip3oPipeline:
             sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
             generator=generator,
             latents=latents,
+            **references,
         )
         images: Any = rendered.latents
         if output_type != "latent":
@@ -170,6 +181,20 @@ class Blip3oPipeline:
                 images = _as_output(self.model.diffusion.decode(rendered.latents), output_type)
         tokens = rendered.tokens
         return PipelineOutput(images, tokens.ids, tokens.hidden, rendered.conditioning, rendered.latents)
+
+    def _references(self, rows: list[list[Image.Image]]) -> dict[str, Tensor]:
+        """The reference images as the diffusion head and as the image tokenizer take them."""
+        side = self.model.diffusion.image_size
+        if side is None:
+            head = type(self.model.diffusion).__name__
+            raise ValueError(f"image was given, but {head} names no image_size; leave it out.")
+        small = self.model.tokenizer.image_size
+        references = torch.stack([torch.stack([cropped(one, side) for one in row]) for row in rows])
+        token_references = torch.stack([torch.stack([squeezed(one, small) for one in row]) for row in rows])
+        return {
+            "references": references.to(self.model.device),
+            "token_references": token_references.to(self.model.device),
+        }
 
     def _checked_generators(self, generator: Generators, rows: int) -> Generators:
         """`generator` itself, or the list of its members, one an image."""
@@ -226,6 +251,37 @@ def check_prompts(prompt: str | Sequence[str]) -> list[str]:
         if not isinstance(one, str) or not one.strip():
             raise ValueError(f"prompt ({one!r}) must be a string with at least one word.")
     return prompts
+
+
+def check_images(image: Images, rows: int, *, alone: bool) -> list[list[Image.Image]]:
+    """The reference images of every prompt.
+
+    Args:
+        image: as the caller gave them.
+        rows: number of prompts.
+        alone: whether the prompt was a string, so that a list holds the pictures of that one.
+
+    Raises:
+        ValueError: if they are no pictures, or not one to four for every prompt, as many for each.
+    """
+    given: Sequence[Any] = [image] if isinstance(image, Image.Image) or alone else image
+    if not isinstance(given, Sequence) or len(given) != rows:
+        raise ValueError(
+            f"image must be a picture or a list of them for each of the {rows} prompts; {_told(image)} was given."
+        )
+    several = [list(one) if isinstance(one, list | tuple) else [one] for one in given]
+    for row in several:
+        if not 1 <= len(row) <= MAX_REFERENCES or len(row) != len(several[0]):
+            counts = [len(one) for one in several]
+            raise ValueError(f"image holds {counts} pictures; give 1 to {MAX_REFERENCES}, as many for every prompt.")
+        for one in row:
+            if not isinstance(one, Image.Image):
+                raise ValueError(f"image ({_told(one)}) must be a PIL image; open it with PIL.Image.open.")
+    return several
+
+
+def _told(value: object) -> str:
+    return f"a list of {len(value)}" if isinstance(value, Sequence) and not isinstance(value, str) else repr(value)
 
 
 def check_device(device: str | torch.device) -> None:

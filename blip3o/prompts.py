@@ -22,30 +22,48 @@ class PromptTemplate:
 
     Attributes:
         generate: the user's message, with `{caption}`.
+        edit: the user's message where there are reference images, with `{instruction}`; their tokens follow it.
+        before_references: what stands before the tokens of the reference images.
+        after_references: what stands after them.
         system: the system message, None for none.
         chat: whether messages stand in the ChatML frame `<|im_start|>role ... <|im_end|>`; without it the user's
             message is the whole prompt.
 
     Raises:
-        ValueError: if `generate` lacks `{caption}`.
+        ValueError: if `generate` lacks `{caption}` or `edit` lacks `{instruction}`.
     """
 
     generate: str = "Please generate image based on the following caption: {caption}"
+    edit: str = "Please edit this image according to the following instruction: {instruction}.\n"
+    before_references: str = "<|vision_start|>"
+    after_references: str = "<|vision_end|>"
     system: str | None = "You are a helpful assistant."
     chat: bool = True
 
     def __post_init__(self) -> None:
-        """Checks the placeholder."""
+        """Checks the placeholders."""
         if "{caption}" not in self.generate:
             raise ValueError(f"generate ({self.generate!r}) must hold '{{caption}}'.")
+        if "{instruction}" not in self.edit:
+            raise ValueError(f"edit ({self.edit!r}) must hold '{{instruction}}'.")
 
     def prompt(self, caption: str) -> str:
-        """Everything before the answer."""
-        message = self.generate.replace("{caption}", caption)
+        """Everything before the answer, of a caption."""
+        before, after = self._frame()
+        return before + self.generate.replace("{caption}", caption) + after
+
+    def edit_prompt(self, instruction: str) -> tuple[str, str]:
+        """Everything before the answer, of an instruction: what precedes and what follows the references' tokens."""
+        before, after = self._frame()
+        message = self.edit.replace("{instruction}", instruction)
+        return before + message + self.before_references, self.after_references + after
+
+    def _frame(self) -> tuple[str, str]:
+        """What stands before and after the user's message."""
         if not self.chat:
-            return message
+            return "", ""
         system = f"<|im_start|>system\n{self.system}<|im_end|>\n" if self.system is not None else ""
-        return f"{system}<|im_start|>user\n{message}<|im_end|>\n<|im_start|>assistant\n"
+        return f"{system}<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"
 
     @property
     def closing(self) -> str:
@@ -80,22 +98,36 @@ class SequenceBuilder:
         unknown = self.text_tokenizer.unk_token_id
         return [word for word in text.split() if unknown is not None and unknown in self.text(word)]
 
-    def prompts(self, captions: Sequence[str], scale: int = 1) -> tuple[Tensor, Tensor]:
-        """Prompts up to and including the scale token, left-padded: ids (B, T) int64 and mask (B, T) bool."""
+    def prompts(
+        self, captions: Sequence[str], scale: int = 1, references: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Prompts up to and including the scale token, left-padded: ids (B, T) int64 and mask (B, T) bool.
+
+        Args:
+            captions: B captions, or instructions where there are references.
+            scale: pool scale of the image that is asked for.
+            references: (B, R) codes of all reference images of each row, one image after the other.
+        """
         opening = [self.vocabulary.image_start, self.vocabulary.scale(scale)]
-        return self._left_pad([[*self.text(self.template.prompt(c)), *opening] for c in captions])
+        return self._left_pad([[*prompt, *opening] for prompt in self._asked(captions, references)])
 
     def training(
-        self, captions: Sequence[str], image_ids: Tensor, supervise: Supervise = "all", scale: int = 1
+        self,
+        captions: Sequence[str],
+        image_ids: Tensor,
+        supervise: Supervise = "all",
+        scale: int = 1,
+        references: Tensor | None = None,
     ) -> Sequences:
         """Whole sequences with labels.
 
         Args:
-            captions: B captions.
+            captions: B captions, or instructions where there are references.
             image_ids: (B, N) codes of the target images.
             supervise: where cross-entropy is taken: `all` tokens that are no padding (the published recipe), the
                 `answer` from `<im_start>` on, or the `image` tokens alone.
             scale: pool scale of the codes.
+            references: (B, R) codes of all reference images of each row, one image after the other.
 
         Raises:
             ValueError: if the numbers of captions and images differ, or `supervise` is unknown.
@@ -106,8 +138,7 @@ class SequenceBuilder:
             raise ValueError(f"supervise ({supervise!r}) must be 'all', 'answer' or 'image'.")
         v, closing = self.vocabulary, self.text(self.template.closing)
         rows, starts = [], []
-        for caption, codes in zip(captions, image_ids.tolist(), strict=True):
-            prompt = self.text(self.template.prompt(caption))
+        for prompt, codes in zip(self._asked(captions, references), image_ids.tolist(), strict=True):
             answer = [v.image_start, v.scale(scale), *(code + v.first_code for code in codes), v.image_end]
             rows.append([*prompt, *answer, *closing])
             starts.append(len(answer) + len(closing))
@@ -119,8 +150,23 @@ class SequenceBuilder:
         condition = (position == answer_start + 1) | image
         supervised = {"all": position >= 0, "answer": position >= answer_start, "image": image}[supervise]
         labels = input_ids.masked_fill(~(mask & supervised), IGNORE_INDEX)
-        sequences = Sequences(input_ids, mask, labels, condition.expand_as(input_ids))
+        reference = (input_ids >= v.first_code) & (position < answer_start)
+        sequences = Sequences(input_ids, mask, labels, condition.expand_as(input_ids), reference)
         return sequences.to(image_ids.device)
+
+    def _asked(self, captions: Sequence[str], references: Tensor | None) -> list[list[int]]:
+        """Ids of every prompt up to the answer."""
+        if references is None:
+            return [self.text(self.template.prompt(caption)) for caption in captions]
+        if len(references) != len(captions):
+            raise ValueError(
+                f"references holds {len(references)} rows for {len(captions)} instructions; give one each."
+            )
+        rows = []
+        for instruction, codes in zip(captions, references.tolist(), strict=True):
+            before, after = self.template.edit_prompt(instruction)
+            rows.append([*self.text(before), *(code + self.vocabulary.first_code for code in codes), *self.text(after)])
+        return rows
 
     def _left_pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         width = max(len(row) for row in rows)

@@ -41,12 +41,14 @@ class Sequences:
         attention_mask: (B, T) bool, False at padding.
         labels: (B, T) int64, the id itself where it is supervised and `IGNORE_INDEX` elsewhere. Not shifted.
         condition_mask: (B, T) bool, True at the positions whose hidden states condition the diffusion head.
+        reference_mask: (B, T) bool, True at the tokens of reference images.
     """
 
     input_ids: Tensor
     attention_mask: Tensor
     labels: Tensor
     condition_mask: Tensor
+    reference_mask: Tensor
 
     def to(self, device: torch.device | str) -> Sequences:
         """The same sequences on another device."""
@@ -113,6 +115,11 @@ class Conditioning:
 
     embeds: Tensor
     mask: Tensor
+
+    def followed_by(self, embeds: Tensor) -> Conditioning:
+        """The condition with more positions (B, M, C) at its end."""
+        mask = self.mask.new_ones(embeds.shape[:2])
+        return Conditioning(torch.cat([self.embeds, embeds], dim=1), torch.cat([self.mask, mask], dim=1))
 
     def __getitem__(self, rows: Tensor | slice) -> Conditioning:
         """The chosen rows."""

@@ -77,6 +77,10 @@ class ARBackbone(Part):
         """
 
     @abstractmethod
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Input embeddings (B, T, H) of ids (B, T)."""
+
+    @abstractmethod
     def forward(
         self,
         input_ids: Tensor,
@@ -84,6 +88,7 @@ class ARBackbone(Part):
         *,
         logits_for: tuple[int, int] | None = None,
         logits_at: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> AROutput:
         """Hidden states of sequences, and logits where they are asked for.
 
@@ -92,6 +97,7 @@ class ARBackbone(Part):
             attention_mask: (B, T) bool, False at (left) padding; None for no padding.
             logits_for: range of ids to score; no logits when None.
             logits_at: (B, T) bool, positions to score; the logits are then (positions, ids). All when None.
+            inputs_embeds: (B, T, H) input embeddings in place of those of the ids.
         """
 
     @abstractmethod
@@ -104,6 +110,7 @@ class ARBackbone(Part):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         negative: tuple[Tensor, Tensor] | None = None,
         token_guidance_scale: float = 1.0,
+        inputs_embeds: Tensor | None = None,
     ) -> Generated:
         """Decodes image tokens in one cached pass.
 
@@ -115,6 +122,8 @@ class ARBackbone(Part):
             generator: source of the draws, one or one a row.
             negative: ids and mask (B, T') of the unconditional prompts, for token guidance.
             token_guidance_scale: classifier-free guidance on the logits; 1 turns it off.
+            inputs_embeds: (B, T, H) input embeddings of the prompts in place of those of their ids; without token
+                guidance only.
 
         Returns:
             ids (B, N) in [0, num_codes), hidden states (B, 1 + N, H) and log-probabilities (B, N).

@@ -113,6 +113,10 @@ class CausalLM(ARBackbone):
         self.vocabulary = wanted
         return wanted
 
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Input embeddings (B, T, H) of ids (B, T)."""
+        return self.lm.get_input_embeddings()(input_ids)
+
     def forward(
         self,
         input_ids: Tensor,
@@ -120,9 +124,10 @@ class CausalLM(ARBackbone):
         *,
         logits_for: tuple[int, int] | None = None,
         logits_at: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> AROutput:
         """Hidden states of sequences, and logits over the ids asked for at the positions asked for."""
-        hidden = self._run(input_ids, attention_mask).last_hidden_state
+        hidden = self._run(input_ids, attention_mask, inputs_embeds=inputs_embeds).last_hidden_state
         if logits_for is None:
             return AROutput(hidden)
         scored = hidden if logits_at is None else hidden[logits_at]
@@ -137,12 +142,17 @@ class CausalLM(ARBackbone):
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         negative: tuple[Tensor, Tensor] | None = None,
         token_guidance_scale: float = 1.0,
+        inputs_embeds: Tensor | None = None,
     ) -> Generated:
         """Decodes image tokens with a key-value cache; hidden states and log-probabilities are kept as they come."""
         vocabulary = self._extended()
         guided = token_guidance_scale != 1.0
         rows = len(input_ids)
         if guided:
+            if inputs_embeds is not None:
+                raise ValueError(
+                    f"token_guidance_scale ({token_guidance_scale}) can not be used with inputs_embeds; set it to 1."
+                )
             if negative is None:
                 raise ValueError(
                     f"token_guidance_scale ({token_guidance_scale}) needs negative prompts; pass `negative`."
@@ -157,7 +167,7 @@ class CausalLM(ARBackbone):
         codes = self.head[vocabulary.first_code : vocabulary.size]
         cache = DynamicCache(config=self.lm.config)
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        hidden = self._run(input_ids, attention_mask, cache, position_ids).last_hidden_state[:, -1]
+        hidden = self._run(input_ids, attention_mask, cache, position_ids, inputs_embeds).last_hidden_state[:, -1]
         position = position_ids[:, -1:]
         states, ids, log_probs = [hidden[:rows]], [], []
         ones = attention_mask.new_ones((len(attention_mask), 1))
@@ -187,12 +197,14 @@ class CausalLM(ARBackbone):
         attention_mask: Tensor | None,
         cache: DynamicCache | None = None,
         position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
     ) -> Any:
         """The decoder without its head; positions count from the first token that is no padding."""
         if position_ids is None and attention_mask is not None:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         return self.lm.get_decoder()(
-            input_ids=input_ids,
+            input_ids=input_ids if inputs_embeds is None else None,
+            inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
             past_key_values=cache,

@@ -2,7 +2,6 @@
 
 from blip3o.checkpoints.folder import (
     CONFIG_NAME,
-    PARTS,
     check_model_folder,
     instantiate,
     load_model,
@@ -13,7 +12,6 @@ from blip3o.checkpoints.tensors import load_part, save_part
 
 __all__ = [
     "CONFIG_NAME",
-    "PARTS",
     "check_model_folder",
     "instantiate",
     "load_model",

@@ -20,7 +20,6 @@ from blip3o.model import Blip3oNext
 from blip3o.part import Part
 from blip3o.prompts import PromptTemplate
 
-PARTS = ("tokenizer", "ar", "bridge", "diffusion")
 CONFIG_NAME = "config.yaml"
 TEXT_TOKENIZER = "text_tokenizer"
 TRUSTED = ("blip3o", "transformers", "diffusers", "timm", "torch")
@@ -44,8 +43,8 @@ def save_model(
     check_model_folder(folder)
     config = model.config()
     with _replacing(folder) as new:
-        for part in PARTS:
-            save_part(getattr(model, part), new / f"{part}.safetensors", dtype)
+        for name, part in model.parts().items():
+            save_part(part, new / f"{name}.safetensors", dtype)
         arguments = config["init_args"]["ar"]["init_args"]
         if "text_tokenizer" in arguments:
             model.ar.text_tokenizer.save_pretrained(new / TEXT_TOKENIZER)
@@ -89,8 +88,8 @@ def load_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
         if not (folder / TEXT_TOKENIZER).is_dir():
             raise ValueError(f"{folder / TEXT_TOKENIZER} is missing; the model folder is not complete.")
     model = instantiate(config, trust_remote_code=trust_remote_code)
-    for part in PARTS:
-        load_part(getattr(model, part), folder / f"{part}.safetensors")
+    for name, part in model.parts().items():
+        load_part(part, folder / f"{name}.safetensors")
     return model.eval(), generation
 
 

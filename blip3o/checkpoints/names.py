@@ -27,7 +27,13 @@ RENAMED: dict[str, dict[str, str]] = {
         "lm_head.": "lm.lm_head.",
     },
     "bridge": {"model.diffusion_connector.": "layers."},
-    "diffusion": {"model.sana.": "denoiser.transformer.", "model.sana_vae.": "codec.vae."},
+    "diffusion": {
+        "model.sana.": "denoiser.transformer.",
+        "model.sana_vae.": "codec.vae.",
+        "model.und_image_vae_as_noise_connector.0.": "reference_proj.",
+    },
+    "reference_features": {"model.tar_siglip_features_connector.": "layers."},
+    "reference_latents": {"model.und_image_vae_connector.": "layers."},
 }
 """For every part, the start of a released name and what it becomes in the part's own state."""
 

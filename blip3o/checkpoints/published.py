@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +15,7 @@ from blip3o.bridge.mlp import MLPBridge
 from blip3o.checkpoints.names import split_by_part
 from blip3o.checkpoints.tensors import misfits, read_file
 from blip3o.diffusion.codecs import DCAE
-from blip3o.diffusion.flow import FlowHead
+from blip3o.diffusion.flow import FlowHead, Reference
 from blip3o.diffusion.objectives import FlowMatching
 from blip3o.diffusion.sana import Sana
 from blip3o.loading import resolve_folder
@@ -43,6 +42,7 @@ def load_published(
     *,
     diffusion: str | Path | None = None,
     vision: str | Path | None = None,
+    noise_space: Reference = "width",
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> Blip3oPipeline:
@@ -54,6 +54,8 @@ def load_published(
         diffusion: folder or hub id whose transformer/, vae/ and scheduler/ hold diffusers configs; what the
             checkpoint's config names when None. Weights are read from the checkpoint alone.
         vision: folder or hub id with a SigLIP config.json; the published tower's when None.
+        noise_space: for editing checkpoints that join the reference's latents to the noisy ones: along which axis. The
+            checkpoint does not say; the released code's is the width.
         device: where the model goes.
         dtype: of the weights; as they are stored when None.
 
@@ -76,20 +78,26 @@ def load_published(
     model = Blip3oNext(
         tokenizer=_tokenizer(tower.get("vision_config", tower), config, parts["tokenizer"], root),
         ar=_backbone(config, root),
-        bridge=partial(MLPBridge, eps=1e-5),
-        diffusion=_head(diffusers),
+        bridge=MLPBridge,
+        diffusion=_head(diffusers, noise_space if config.get("use_und_image_vae_as_noise") else None),
+        reference_features=MLPBridge if config.get("use_tar_siglip_features") else None,
+        reference_latents=MLPBridge if _reads_latents(config) else None,
     )
+    parts = {name: state for name, state in parts.items() if state or name in model.parts()}
+    idle = sorted(parts.keys() - model.parts().keys())
+    if idle:
+        raise ValueError(f"{root} holds tensors of {idle}, which its config.json turns off; correct the config.")
     # The codec's normalisation is told by its config and not among the tensors.
     factors = {key: value for key, value in model.diffusion.state_dict().items() if key.endswith("_factor")}
     parts["diffusion"] = factors | parts["diffusion"]
-    told = {part: misfits(getattr(model, part), state) for part, state in parts.items()}
+    told = {name: misfits(part, parts[name]) for name, part in model.parts().items()}
     if any(told.values()):
         raise ValueError(
             f"{root} does not fit the model its config describes. "
             + " ".join(f"{part}: {problems}." for part, problems in told.items() if problems)
         )
-    for part, state in parts.items():
-        getattr(model, part).load_state_dict(state, assign=True)
+    for name, part in model.parts().items():
+        part.load_state_dict(parts[name], assign=True)
     return Blip3oPipeline(model.to(device, dtype))
 
 
@@ -139,7 +147,12 @@ def _backbone(config: dict[str, Any], root: Path) -> CausalLM:
     )
 
 
-def _head(folder: Path) -> FlowHead:
+def _reads_latents(config: dict[str, Any]) -> bool:
+    """Whether a released config conditions on the reference's latents by cross-attention."""
+    return bool(config.get("use_und_image_vae")) and not config.get("only_use_und_image_vae_as_noise")
+
+
+def _head(folder: Path, reference: Reference | None) -> FlowHead:
     """SANA over DC-AE with the scheduler's shift."""
     denoiser = Sana(_plain(_read_json(folder / "transformer/config.json")))
     codec = DCAE(_plain(_read_json(folder / "vae/config.json")))
@@ -149,6 +162,7 @@ def _head(folder: Path) -> FlowHead:
         codec,
         image_size=int(denoiser.transformer.config.sample_size) * codec.spatial_factor,
         objective=FlowMatching(shift=float(scheduler.get("shift", 1.0))),
+        reference=reference,
     )
 
 

@@ -109,6 +109,18 @@ class DiffusionHead(Part):
     def cond_dim(self) -> int:
         """Width C of the condition; a bridge is built with it as its output width."""
 
+    image_size: int | None = None
+    """Side in pixels of the square images it renders, where it has one size."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels c of the latents; a bridge that reads references' latents is built with it as its input width.
+
+        Raises:
+            ValueError: if the head does not say.
+        """
+        raise ValueError(f"{type(self).__name__} does not say its latent_channels; define the property.")
+
     @abstractmethod
     def loss(
         self,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import Literal
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip3o.diffusion.base import Codec, Denoiser, DiffusionHead, Generators, check_generators
 from blip3o.diffusion.guidance import Guidance
 from blip3o.diffusion.objectives import FlowMatching
 from blip3o.structures import Conditioning
+
+Reference = Literal["width", "channels"]
 
 
 class FlowHead(DiffusionHead):
@@ -22,9 +26,13 @@ class FlowHead(DiffusionHead):
         codec: maps images to latents and back.
         image_size: side in pixels of the square images it renders.
         objective: noise levels and their shift; the published ones when None.
+        reference: how the clean latents of one reference image join the noisy ones at every step: beside them along
+            the `width`, the prediction being cropped to the target's half; stacked as `channels` and brought back to
+            the denoiser's by a 1x1 convolution; or not, when None.
 
     Raises:
-        ValueError: if denoiser and codec disagree on the latents' channels, or the codec does not divide the image.
+        ValueError: if denoiser and codec disagree on the latents' channels, the codec does not divide the image, or
+            `reference` is unknown.
     """
 
     def __init__(
@@ -34,6 +42,7 @@ class FlowHead(DiffusionHead):
         *,
         image_size: int,
         objective: FlowMatching | None = None,
+        reference: Reference | None = None,
     ) -> None:
         super().__init__()
         if denoiser.latent_channels != codec.latent_channels:
@@ -45,15 +54,28 @@ class FlowHead(DiffusionHead):
             raise ValueError(
                 f"image_size ({image_size}) must be a multiple of the codec's spatial factor ({codec.spatial_factor})."
             )
+        if reference not in (None, "width", "channels"):
+            raise ValueError(f"reference ({reference!r}) must be 'width', 'channels' or None.")
         self.denoiser = denoiser
         self.codec = codec
-        self.image_size = image_size
+        self.image_size: int = image_size
         self.objective = objective or FlowMatching(shift=3.0)
+        self.reference = reference
+        self.reference_proj: nn.Conv2d | None = None
+        if reference is not None:
+            self.reference_proj = nn.Conv2d(2 * codec.latent_channels, codec.latent_channels, 1)
+            # Released checkpoints hold it for either way, so it is kept, idle, beside the width.
+            self.reference_proj.requires_grad_(reference == "channels")
 
     @property
     def cond_dim(self) -> int:
         """Width of the condition: the denoiser's."""
         return self.denoiser.cond_dim
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents: the codec's."""
+        return self.codec.latent_channels
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -69,7 +91,6 @@ class FlowHead(DiffusionHead):
         generator: Generators = None,
     ) -> Tensor:
         """Mean squared error of the velocity, (B,)."""
-        self._refuse(references)
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"images has shape {tuple(images.shape)}; this head renders (B, 3, {self.image_size}, "
@@ -79,10 +100,18 @@ class FlowHead(DiffusionHead):
             return conditioning.embeds.sum(dim=(1, 2))  # nothing, but part of the graph
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             latents = self.encode(images)  # in the codec's own precision: they are the target
+            beside = self._reference_latents(references)
         sigma = self.objective.draw_levels(len(latents), generator, latents.device)
-        return self.velocity_loss(latents, _noise(latents.shape, generator, latents), sigma, conditioning)
+        return self.velocity_loss(latents, _noise(latents.shape, generator, latents), sigma, conditioning, beside)
 
-    def velocity_loss(self, latents: Tensor, noise: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
+    def velocity_loss(
+        self,
+        latents: Tensor,
+        noise: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        reference_latents: Tensor | None = None,
+    ) -> Tensor:
         """Mean squared error (B,) of the velocity at given noise.
 
         Args:
@@ -90,8 +119,10 @@ class FlowHead(DiffusionHead):
             noise: (B, c, h, w).
             sigma: (B,) noise levels.
             conditioning: embeds (B, L, C).
+            reference_latents: (B, c, h, w) normalised latents of the reference images, where the head takes them.
         """
-        velocity = self.denoiser(self.objective.add_noise(latents, noise, sigma), sigma, conditioning)
+        noisy = self.objective.add_noise(latents, noise, sigma)
+        velocity = self._predict(noisy, sigma, conditioning, reference_latents)
         return (velocity.float() - self.objective.target(latents, noise).float()).square().mean(dim=(1, 2, 3))
 
     def sample(
@@ -106,10 +137,10 @@ class FlowHead(DiffusionHead):
         references: Tensor | None = None,
     ) -> Tensor:
         """Euler steps from noise to latents (B, c, h, w)."""
-        self._refuse(references)
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps ({num_inference_steps}) must be at least 1.")
-        guide = Guidance(self.denoiser, conditioning, negative, guidance_scale)
+        beside = self._reference_latents(references)
+        guide = Guidance(partial(self._predict, reference_latents=beside), conditioning, negative, guidance_scale)
         embeds = conditioning.embeds
         shape = (len(embeds), *self.latent_shape)
         if latents is None:
@@ -132,9 +163,31 @@ class FlowHead(DiffusionHead):
         """Normalised latents to images (B, 3, H, W) in [-1, 1]."""
         return self.codec.decode(latents)
 
-    def _refuse(self, references: Tensor | None) -> None:
-        if references is not None:
+    def _reference_latents(self, references: Tensor | None) -> Tensor | None:
+        """Latents (B, c, h, w) of the one reference image of every row, where the head takes one."""
+        if references is None:
+            return None
+        if self.reference is None:
             raise ValueError("references were given, but this head conditions on none; pass references=None.")
+        if references.ndim != 5 or references.shape[1] != 1:
+            raise ValueError(
+                f"references has shape {tuple(references.shape)}; reference={self.reference!r} takes one image a row, "
+                "(B, 1, 3, H, W)."
+            )
+        return self.encode(references[:, 0])
+
+    def _predict(
+        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, reference_latents: Tensor | None
+    ) -> Tensor:
+        """The denoiser's prediction (B, c, h, w), the reference's latents joined to the noisy ones."""
+        if reference_latents is None:
+            return self.denoiser(latents, sigma, conditioning)
+        # Guidance doubles the rows; both branches see the reference.
+        beside = reference_latents.to(latents.dtype).repeat(len(latents) // len(reference_latents), 1, 1, 1)
+        if self.reference == "width":
+            return self.denoiser(torch.cat([latents, beside], dim=3), sigma, conditioning)[..., : latents.shape[3]]
+        assert self.reference_proj is not None
+        return self.denoiser(self.reference_proj(torch.cat([latents, beside], dim=1)), sigma, conditioning)
 
 
 def _noise(shape: tuple[int, ...] | torch.Size, generator: Generators, like: Tensor) -> Tensor:

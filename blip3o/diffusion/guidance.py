@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from blip3o.diffusion.base import Denoiser
 from blip3o.structures import Conditioning
+
+Predict = Callable[[Tensor, Tensor, Conditioning], Tensor]
 
 
 class Guidance:
     """Calls a denoiser with and without a condition, and extrapolates.
 
     Args:
-        denoiser: the network.
+        denoiser: the network, called with latents, noise levels and a condition.
         conditioning: the condition, B rows.
         negative: the unconditional condition, B rows; needed unless the scale is 1.
         scale: 1 leaves the condition's prediction as it is; larger values follow it more strongly.
@@ -23,7 +26,7 @@ class Guidance:
     """
 
     def __init__(
-        self, denoiser: Denoiser, conditioning: Conditioning, negative: Conditioning | None, scale: float
+        self, denoiser: Predict, conditioning: Conditioning, negative: Conditioning | None, scale: float
     ) -> None:
         if scale < 0:
             raise ValueError(f"guidance_scale ({scale}) must be at least 0; 1 turns guidance off.")

@@ -45,6 +45,19 @@ class ImageTokenizer(Part):
         """Number of pool scales it encodes at."""
         return 1
 
+    @property
+    def continuous_dim(self) -> int | None:
+        """Width F of the continuous features it reads tokens from, None where it gives none."""
+        return None
+
+    def continuous_features(self, images: Tensor) -> Tensor:
+        """What is quantised at scale 1, (B, N, F), of images (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: if this tokenizer gives none.
+        """
+        raise ValueError(f"{type(self).__name__} gives no continuous features; use TATok, or the tokens themselves.")
+
     def num_tokens(self, scale: int = 1) -> int:
         """Tokens an image at a pool scale.
 

@@ -104,6 +104,15 @@ class TATok(ImageTokenizer):
         """Pool scales 1, 2 and 3, as many as the grid allows."""
         return min(3, self.grid_size)
 
+    @property
+    def continuous_dim(self) -> int:
+        """Width of the task layer's features: the vision tower's."""
+        return int(self.encoder.config.hidden_size)
+
+    def continuous_features(self, images: Tensor) -> Tensor:
+        """The task layer's features (B, N, F) of images (B, 3, H, W) in [-1, 1]."""
+        return self.task_features(images)
+
     def task_features(self, images: Tensor, scale: int = 1) -> Tensor:
         """What is quantised and what `decode` gives back: (B, N, F), of images (B, 3, H, W) in [-1, 1]."""
         self.check_images(images)

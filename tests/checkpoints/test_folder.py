@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 
 import blip3o.checkpoints.folder
 from blip3o.bridge import MLPBridge
-from blip3o.checkpoints import CONFIG_NAME, PARTS, instantiate, load_model, load_part, save_model, save_part
+from blip3o.checkpoints import CONFIG_NAME, instantiate, load_model, load_part, save_model, save_part
 from blip3o.model import Blip3oNext
 from tests.tiny import PLAIN, generators, perturbed, tiny_ar, tiny_head, tiny_model, tiny_tokenizer
 
+PARTS = ("tokenizer", "ar", "bridge", "diffusion")
 FILES = {CONFIG_NAME, "text_tokenizer", *(f"{part}.safetensors" for part in PARTS)}
 
 

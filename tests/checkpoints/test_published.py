@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip3o import Blip3oPipeline
+from blip3o import Blip3oPipeline, PipelineOutput
 from blip3o.checkpoints import load_published
+from blip3o.pixels import cropped, squeezed
 from blip3o.structures import ARStates
 from tests.fixtures import FOLDER, described, expected, needs_fixtures
 
@@ -173,3 +175,53 @@ def test_folders_that_do_not_exist_are_named() -> None:
         load_published(T2I / "checkpoint", diffusion="nonesuch")
     with pytest.raises(ValueError, match=r"config\.json is missing"):
         load_published(T2I / "checkpoint", diffusion=T2I / "sana", vision=T2I / "sana")
+
+
+def edited(**arguments: object) -> PipelineOutput:
+    run, numbers = described("edit", "run.json"), expected("edit")
+    given = {"top_k": 1, "num_inference_steps": run["steps"], "guidance_scale": run["guidance_scale"]}
+    picture = Image.open(FOLDER / "edit/image0.png")
+    return released("edit")(
+        run["prompts"][0], image=picture, latents=numbers["edit.noise"], **{"output_type": "pt", **given, **arguments}
+    )
+
+
+def test_parity_of_an_edit_from_the_picture_to_the_picture() -> None:
+    pipe, numbers = released("edit"), expected("edit")
+    picture = Image.open(FOLDER / "edit/image0.png")
+    close(squeezed(picture, 56), numbers["pixel_values"][0])
+    close(cropped(picture, 32), numbers["edit.vae_pixels"][0])
+    close(pipe.model.diffusion.encode(numbers["edit.vae_pixels"]), numbers["edit.reference_latents"])
+    out = edited()
+    assert pipe.model.ar.vocabulary is not None
+    first = pipe.model.ar.vocabulary.first_code
+    codes = pipe.model.tokenizer.encode(numbers["pixel_values"][:1]).ids
+    ids, _ = pipe.model.sequences.prompts(described("edit", "run.json")["prompts"], references=codes)
+    assert torch.equal(ids, numbers["edit.input_ids"])
+    assert torch.equal(out.token_ids + first, numbers["edit.generated"][:, -16:])
+    close(out.latents, numbers["edit.latents"])
+    close(out.images, numbers["edit.image"])
+
+
+def test_an_editing_checkpoint_still_makes_pictures_from_text() -> None:
+    noise = expected("edit")["edit.noise"]
+    out = released("edit")("a red circle", latents=noise, top_k=1, num_inference_steps=2, output_type="latent")
+    assert out.latents.shape == noise.shape
+    assert out.conditioning.embeds.shape[1] == 17
+
+
+def test_an_editing_checkpoint_is_saved_whole(tmp_path: Path) -> None:
+    released("edit").save_pretrained(tmp_path / "ours")
+    names = {path.name for path in (tmp_path / "ours").glob("*.safetensors")}
+    assert names == {f"{part}.safetensors" for part in ("tokenizer", "ar", "bridge", "diffusion", "reference_latents")}
+    again = Blip3oPipeline.from_pretrained(tmp_path / "ours")
+    for key, tensor in released("edit").model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[key], tensor), key
+
+
+def test_a_config_that_turns_off_what_the_tensors_hold_is_refused(tmp_path: Path) -> None:
+    source = Path(shutil.copytree(FOLDER / "edit/checkpoint", tmp_path / "checkpoint"))
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"use_und_image_vae": False}))
+    with pytest.raises(ValueError, match=r"holds tensors of \['reference_latents'\], which its config.json turns off"):
+        load_published(source, diffusion=FOLDER / "edit/sana", vision=FOLDER / "edit/teacher")
