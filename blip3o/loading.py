@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,26 @@ def check_loading_info(info: Mapping[str, Any], source: str) -> None:
     if any(problems.values()):
         told = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
         raise ValueError(f"the weights in {source} do not fit its config: {told}.")
+
+
+def check_keys(argument: str, given: Iterable[str], known: Iterable[str], of: str) -> None:
+    """Raises where a configuration holds keys that its library would drop without a word.
+
+    Args:
+        argument: name of the caller's argument.
+        given: keys of the configuration; those that start with an underscore are the library's own notes.
+        known: keys that mean something.
+        of: what the configuration describes.
+
+    Raises:
+        ValueError: naming the unknown keys, and the known one nearest to each.
+    """
+    known = set(known)
+    unknown = [key for key in given if key not in known and not key.startswith("_")]
+    if unknown:
+        near = [match for key in unknown for match in get_close_matches(key, known, n=1)]
+        hint = f"; did you mean {', '.join(near)}?" if near else "; leave them out."
+        raise ValueError(f"{argument} holds keys that {of} does not know: {', '.join(unknown)}{hint}")
 
 
 def resolve_folder(name_or_path: str | Path, argument: str, others: str = "") -> Path:

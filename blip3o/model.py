@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.bridge.base import Bridge
-from blip3o.diffusion.base import DiffusionHead, Generators
+from blip3o.diffusion.base import Codec, DiffusionHead, Generators
 from blip3o.part import Part
 from blip3o.prompts import PromptTemplate, SequenceBuilder, Supervise
 from blip3o.structures import IGNORE_INDEX, ARStates, Conditioning, Generated
@@ -127,6 +127,12 @@ class Blip3oNext(Part):
             self.reference_features = reference_features(tokenizer.continuous_dim, ar.hidden_size)
         if reference_latents is not None:
             self.reference_latents = reference_latents(diffusion.latent_channels, diffusion.cond_dim)
+        needed = tokenizer.num_tokens() + 2
+        if needed >= ar.context_length:
+            raise ValueError(
+                f"the tokenizer writes {tokenizer.num_tokens()} tokens an image, which with two markers and a prompt "
+                f"do not fit the AR model's context ({ar.context_length}); enlarge max_position_embeddings."
+            )
         codebook = None
         if tokenizer.feature_dim == ar.hidden_size:
             with torch.no_grad():
@@ -144,6 +150,14 @@ class Blip3oNext(Part):
                     parts[name]["init_args"].pop(width, None)
         parts["template"] = asdict(self.template)
         return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}", "init_args": parts}
+
+    def train(self, mode: bool = True) -> Self:
+        """Training mode for all but the image tokenizer and the codecs, which make the targets and stay as they are."""
+        super().train(mode)
+        for module in (self.tokenizer, *self.diffusion.modules()):
+            if isinstance(module, ImageTokenizer | Codec):
+                module.eval()
+        return self
 
     def parts(self) -> dict[str, Part]:
         """The parts by their names: the four families', and the bridges for editing where there are any."""

@@ -83,9 +83,20 @@ class Blip3oPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, device: str | torch.device = "cpu", trust_remote_code: bool = False
+        cls,
+        name_or_path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype | None = None,
+        trust_remote_code: bool = False,
     ) -> Self:
         """Loads a bundled model by name, a folder, or a hub id (`owner/name`).
+
+        Args:
+            name_or_path: which model.
+            device: where it goes.
+            dtype: of its weights; float32 when None.
+            trust_remote_code: also import classes from outside blip3o, transformers, diffusers, timm and torch.
 
         Raises:
             ValueError: if there is none, it is damaged, or the device can not be used; where the name is unknown, the
@@ -97,7 +108,12 @@ class Blip3oPipeline:
         unknown = sorted(generation.keys() - {field.name for field in fields(GenerationDefaults)})
         if unknown:
             raise ValueError(f"generation in {folder / CONFIG_NAME} holds unknown settings {unknown}; remove them.")
-        return cls(model.to(device), replace(GenerationDefaults(), **generation))
+        return cls(model.to(device, dtype), replace(GenerationDefaults(), **generation))
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Moves the model as `torch.nn.Module.to` does; returns the pipeline."""
+        self.model.to(*args, **kwargs)
+        return self
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Writes `config.yaml`, one safetensors file a part and the text tokenizer."""
@@ -203,6 +219,8 @@ class Blip3oPipeline:
         several = list(generator) if isinstance(generator, Sequence) else [generator]
         if isinstance(generator, Sequence) and len(several) != rows:
             raise ValueError(f"generator holds {len(several)} generators for {rows} images; give one, or one an image.")
+        if len({one.device.type for one in several if isinstance(one, torch.Generator)}) > 1:
+            raise ValueError("generator holds generators on several devices; create all of them on one.")
         for one in several:
             if not isinstance(one, torch.Generator):
                 raise ValueError(

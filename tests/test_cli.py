@@ -217,6 +217,20 @@ MISTAKES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "unknown part": (lambda c: module_args(c).update(weights={"brigde": "none.safetensors"}), "names 'brigde'"),
     "no end": (lambda c: c["trainer"].update(max_steps=-1, max_epochs=1), "trainer.max_steps (-1) must be at least 1"),
     "missing checkpoint": (lambda c: c.update(ckpt_path="none.ckpt"), "ckpt_path (none.ckpt) is no file"),
+    "batch of zero": (lambda c: c["data"]["init_args"].update(batch_size=0), "batch_size (0) must be at least 1"),
+    "steps of zero": (lambda c: module_args(c).update(num_inference_steps=0), "num_inference_steps (0) must be"),
+    "share above one": (
+        lambda c: module_args(c).update(caption_dropout=1.5),
+        "caption_dropout (1.5) must lie in [0, 1]",
+    ),
+    "unknown config key": (
+        lambda c: module_args(c)["model"]["init_args"]["ar"]["init_args"]["config"].update(intermediate_sise=8),
+        "qwen3 of transformers does not know: intermediate_sise; did you mean intermediate_size?",
+    ),
+    "wrong config type": (
+        lambda c: module_args(c)["model"]["init_args"]["ar"]["init_args"]["config"].update(hidden_size="big"),
+        "does not suit qwen3",
+    ),
     "missing device": (lambda c: c["trainer"].update(accelerator="abacus"), "abacus"),
 }
 

@@ -216,3 +216,21 @@ def test_a_bridge_that_reads_what_the_model_does_not_give_is_refused() -> None:
 
     with pytest.raises(ValueError, match=r"bridge \(Queries\) reads 'queries', but this model gives"):
         Blip3oNext(tiny_tokenizer(), tiny_ar(), Queries, tiny_head(), PLAIN)
+
+
+def test_targets_stay_in_evaluation_mode_and_too_many_tokens_are_refused() -> None:
+    model = tiny_model().train()
+    assert model.training and model.ar.training
+    assert not model.tokenizer.training and not model.diffusion.codec.training  # type: ignore[union-attr]
+    with pytest.raises(ValueError, match=r"writes 1024 tokens an image, .* context \(96\)"):
+        Blip3oNext(tiny_tokenizer(patch_size=1), tiny_ar(), MLPBridge, tiny_head(), PLAIN)
+
+
+def test_decoding_and_sampling_keep_no_graph() -> None:
+    model = tiny_model()
+    ids, mask = model.sequences.prompts(["a red circle"])
+    tokens = model.ar.generate(ids, mask, 4, generator=generators(1))
+    assert not tokens.hidden.requires_grad and not tokens.log_probs.requires_grad
+    condition = model.bridge(ARStates(tokens.hidden, torch.ones(1, 5, dtype=torch.bool)))
+    head = tiny_head()
+    assert not head.sample(condition, num_inference_steps=1, generator=generators(1)).requires_grad

@@ -44,7 +44,7 @@ def test_rows_of_a_condition_keep_their_masks(rows: torch.Tensor | slice) -> Non
 
 def test_sequences_move_whole() -> None:
     ids = torch.zeros(2, 3, dtype=torch.int64)
-    moved = Sequences(ids, ids.bool(), ids, ids.bool()).to("meta")
+    moved = Sequences(ids, ids.bool(), ids, ids.bool(), ids.bool()).to("meta")
     for field in dataclasses.fields(moved):
         value = getattr(moved, field.name)
         assert value.device.type == "meta" and value.shape == (2, 3)

@@ -8,14 +8,16 @@ from typing import Any, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.ar.decoding import draw
 from blip3o.ar.text import load_text_tokenizer
 from blip3o.ar.vocabulary import ImageVocabulary
-from blip3o.loading import check_loading_info
+from blip3o.loading import check_keys, check_loading_info
 from blip3o.structures import AROutput, Generated
+
+_LEGACY_KEYS = ("rope_theta", "rope_scaling")  # read by transformers, though no attributes of every config
 
 
 class CausalLM(ARBackbone):
@@ -49,8 +51,7 @@ class CausalLM(ARBackbone):
             raise ValueError(
                 f"text_size ({text_size}) must lie in 1..{len(self.text_tokenizer)}, the size of the text tokenizer."
             )
-        values = {"vocab_size": self.text_size, **config}
-        resolved = AutoConfig.for_model(values.pop("model_type"), **values)
+        resolved = _resolve({"vocab_size": self.text_size, **config})
         self.lm: PreTrainedModel = AutoModelForCausalLM.from_config(resolved, attn_implementation=attention)
         self.vocabulary = None
 
@@ -133,6 +134,7 @@ class CausalLM(ARBackbone):
         scored = hidden if logits_at is None else hidden[logits_at]
         return AROutput(hidden, F.linear(scored, self.head[logits_for[0] : logits_for[1]]))
 
+    @torch.no_grad()
     def generate(
         self,
         input_ids: Tensor,
@@ -210,6 +212,24 @@ class CausalLM(ARBackbone):
             past_key_values=cache,
             use_cache=cache is not None,
         )
+
+
+def _resolve(values: dict[str, Any]) -> PreTrainedConfig:
+    """A transformers config of `values`, which name its model_type.
+
+    Raises:
+        ValueError: on an unknown model_type or key, or a value of the wrong type.
+    """
+    arguments = dict(values)
+    model_type = arguments.pop("model_type")
+    try:
+        known = AutoConfig.for_model(model_type)
+        check_keys("config", arguments, {*dir(known), *_LEGACY_KEYS}, f"{model_type} of transformers")
+        return AutoConfig.for_model(model_type, **arguments)
+    except ValueError:
+        raise
+    except Exception as error:  # transformers' strict configs raise a type of their own
+        raise ValueError(f"config ({values}) does not suit {model_type}: {error}") from error
 
 
 def _stack_left_padded(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

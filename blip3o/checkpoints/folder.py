@@ -37,7 +37,7 @@ def save_model(
         dtype: of the stored floating tensors; their own when None.
 
     Raises:
-        ValueError: if `folder` is a file, or holds files but no config.yaml.
+        ValueError: if `folder` is a file, or holds anything that is no part of a saved model.
     """
     folder = Path(folder)
     check_model_folder(folder)
@@ -58,8 +58,16 @@ def check_model_folder(folder: Path) -> None:
     """Raises a ValueError unless a model can be written to `folder`: nothing, an empty folder, or a model's."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder ({folder}) is a file; choose another path.")
-    if folder.exists() and any(folder.iterdir()) and not (folder / CONFIG_NAME).exists():
-        raise ValueError(f"folder ({folder}) holds files but no {CONFIG_NAME}; choose an empty folder or a model's.")
+    others = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.exists() else []
+    if others:
+        raise ValueError(
+            f"folder ({folder}) holds {others[0]}, which is no model's; choose an empty folder or a model's."
+        )
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file or folder is what `save_model` writes."""
+    return path.name in (CONFIG_NAME, TEXT_TOKENIZER) or (path.suffix == ".safetensors" and path.is_file())
 
 
 def load_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Blip3oNext, dict[str, Any]]:
@@ -160,8 +168,13 @@ def _replacing(folder: Path) -> Iterator[Path]:
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             folder.replace(old / folder.name)
-            new.replace(folder)
-            shutil.rmtree(old)
+            try:
+                new.replace(folder)
+            except OSError:
+                (old / folder.name).replace(folder)
+                raise
+            finally:
+                shutil.rmtree(old)
         else:
             new.replace(folder)
     finally:

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from einops import reduce
 from lightning import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from blip3o.data.stream import Row, RowStream
@@ -110,6 +109,14 @@ class ShapesDataModule(LightningDataModule):
         self.world = get_world(world)
         if describe is not None and (describe < 1 or self.world.canvas % describe):
             raise ValueError(f"describe ({describe}) must divide the canvas ({self.world.canvas}).")
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("num_val", num_val, 1),
+            ("num_prompts", num_prompts, 1),
+            ("num_workers", num_workers, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} ({value}) must be at least {least}.")
         self.batch_size = batch_size
         self.seed = seed
         self.num_val = num_val
@@ -117,10 +124,6 @@ class ShapesDataModule(LightningDataModule):
         self.prompts = evaluation_captions(self.world, num_prompts, seed)
         self._make_row = partial(make_row, world=self.world, seed=seed, tag_weights=tag_weights, describe=describe)
         self._first_batch = 0
-
-    def images(self, count: int) -> Tensor:
-        """The first `count` training images, (count, 3, H, W) in [-1, 1]."""
-        return torch.stack([self._make_row(index)["image"] for index in range(count)])
 
     def train_dataloader(self) -> DataLoader[Row]:
         """Endless; continues where a resumed run stopped.

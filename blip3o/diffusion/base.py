@@ -78,9 +78,13 @@ class Codec(Part):
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
         """Sets both factors so that the latents of `images` (B, 3, H, W) have zero mean and unit variance."""
-        raw = self.encode_raw(images).float()
-        self.shift_factor.copy_(raw.mean())
-        self.scaling_factor.copy_(1 / raw.std())
+        self.follow(self.encode_raw(images))
+
+    @torch.no_grad()
+    def follow(self, raw: Tensor, share: float = 1.0) -> None:
+        """Moves both factors by `share`, in (0, 1], of the way to what raw latents (B, c, h, w) ask for."""
+        self.shift_factor.lerp_(raw.float().mean(), share)
+        self.scaling_factor.lerp_(1 / raw.float().std(), share)
 
 
 class Denoiser(Part):

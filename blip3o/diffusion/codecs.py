@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, Self
 
 from diffusers import AutoencoderDC, AutoencoderKL
@@ -9,7 +10,7 @@ from einops import rearrange
 from torch import Tensor
 
 from blip3o.diffusion.base import Codec
-from blip3o.loading import check_loading_info
+from blip3o.loading import check_keys, check_loading_info
 
 
 class DCAE(Codec):
@@ -22,6 +23,7 @@ class DCAE(Codec):
     """
 
     def __init__(self, config: dict[str, Any], scaling_factor: float | None = None, shift_factor: float = 0.0) -> None:
+        check_keys("config", config, signature(AutoencoderDC.__init__).parameters, "AutoencoderDC")
         vae = AutoencoderDC.from_config(config)
         super().__init__(vae.config.scaling_factor if scaling_factor is None else scaling_factor, shift_factor)
         self.vae = vae
@@ -62,6 +64,7 @@ class KLCodec(Codec):
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
+        check_keys("config", config, signature(AutoencoderKL.__init__).parameters, "AutoencoderKL")
         vae = AutoencoderKL.from_config(config)
         super().__init__(vae.config.scaling_factor, vae.config.shift_factor or 0.0)
         self.vae = vae

@@ -106,7 +106,7 @@ class DiT(Denoiser):
                 )
             cond = cond + F.pad(self.cond_positions, (0, 0, prefix, 0))
         mask = None if bool(conditioning.mask.all()) else conditioning.mask[:, None, None, :]
-        time = self.embed_sigma(sinusoids(sigma * 1000, x.shape[-1]))
+        time = self.embed_sigma(sinusoids(sigma * 1000, x.shape[-1]).to(self.modulation_out.weight.dtype))
         modulation = rearrange(self.modulation(time), "b (six d) -> six b 1 d", six=6)
         for block in self.blocks:
             x = block(x, cond, mask, modulation)

@@ -125,6 +125,7 @@ class FlowHead(DiffusionHead):
         velocity = self._predict(noisy, sigma, conditioning, reference_latents)
         return (velocity.float() - self.objective.target(latents, noise).float()).square().mean(dim=(1, 2, 3))
 
+    @torch.no_grad()
     def sample(
         self,
         conditioning: Conditioning,
@@ -147,6 +148,7 @@ class FlowHead(DiffusionHead):
             latents = _noise(shape, generator, embeds)
         elif latents.shape != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this head and batch need {shape}.")
+        latents = latents.to(embeds)
         scheduler = self.objective.scheduler()
         levels = torch.linspace(1, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64)
         scheduler.set_timesteps(sigmas=levels.tolist(), device=embeds.device)

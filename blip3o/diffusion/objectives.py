@@ -36,8 +36,8 @@ class FlowMatching(Part):
             raise ValueError(f"density ({density!r}) must be 'uniform' or 'logit_normal'.")
         self.shift = shift
         self.density = density
-        self.levels: Tensor
-        self.register_buffer("levels", self.scheduler().sigmas.clone(), persistent=False)
+        # No buffer: the levels stay float32 in a model of half precision.
+        self.levels = self.scheduler().sigmas.to(torch.float32)
 
     def scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         """A fresh diffusers scheduler with this shift."""
@@ -53,7 +53,8 @@ class FlowMatching(Part):
 
     def levels_at(self, u: Tensor) -> Tensor:
         """Noise levels (B,) of numbers `u` (B,) in [0, 1): the table's entry at index floor(1000 u)."""
-        return self.levels[(u * self.num_levels).long().clamp(max=self.num_levels - 1)]
+        index = (u * self.num_levels).long().clamp(max=self.num_levels - 1)
+        return self.levels.to(u.device)[index]
 
     @staticmethod
     def add_noise(latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:

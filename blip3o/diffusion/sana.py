@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from inspect import signature
 from typing import Any, Self
 
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
 from blip3o.diffusion.base import Denoiser
-from blip3o.loading import check_loading_info
+from blip3o.loading import check_keys, check_loading_info
 from blip3o.structures import Conditioning
 
 
@@ -21,6 +22,7 @@ class Sana(Denoiser):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
+        check_keys("config", config, signature(SanaTransformer2DModel.__init__).parameters, "SanaTransformer2DModel")
         self.transformer = SanaTransformer2DModel.from_config(config)
 
     @classmethod

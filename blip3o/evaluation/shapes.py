@@ -137,9 +137,17 @@ def _earlier_files(root: Path) -> list[Path]:
         return []
     paths = sorted(root.iterdir())
     for path in paths:
-        if path.name not in _FILES and not (path.is_dir() and re.fullmatch(r"\d{5}", path.name)):
+        if path.name not in _FILES and not _is_sample(path):
             raise ValueError(f"output_dir ({root}) holds {path.name}, which is no evaluation's; name another folder.")
     return paths
+
+
+def _is_sample(path: Path) -> bool:
+    """Whether a path is a numbered folder that holds one image of an evaluation and its metadata."""
+    if not (path.is_dir() and re.fullmatch(r"\d{5}", path.name)):
+        return False
+    inside = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
+    return inside <= {"metadata.jsonl", "samples/0000.png"}
 
 
 def _remove(paths: Sequence[Path]) -> None:

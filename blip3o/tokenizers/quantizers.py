@@ -107,12 +107,16 @@ class SimVQ(Quantizer):
         return F.embedding(ids, self.projected())
 
     def _choose(self, vectors: Tensor, projected: Tensor) -> Tensor:
-        """Ids (...) of the codes for vectors (..., dim)."""
+        """Ids (...) of the codes for vectors (..., dim), compared in float32 also under autocast."""
+        with torch.autocast(vectors.device.type, enabled=False):
+            return self._nearest_or_drawn(vectors.float(), projected.float())
+
+    def _nearest_or_drawn(self, vectors: Tensor, projected: Tensor) -> Tensor:
         if self.normalize:
             cosines = vectors @ projected.T
             if self.temperature is None or not self.training:
                 return cosines.argmax(-1)
-            shares = (cosines.float() / self.temperature).softmax(-1)
+            shares = (cosines / self.temperature).softmax(-1)
             return torch.multinomial(shares.flatten(0, -2), 1).view(shares.shape[:-1])
         # |v - c|^2 = |v|^2 - 2 v.c + |c|^2; |v|^2 is the same for every code.
         return (projected.square().sum(-1) - 2 * vectors @ projected.T).argmin(-1)

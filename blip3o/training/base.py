@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from lightning import LightningModule
@@ -28,6 +28,9 @@ class Optimization:
         warmup_steps: steps of linear warm-up.
         min_ratio: share of the learning rate that is left at the end.
         decay_fraction: share of the run, at its end, over which the learning rate decays.
+
+    Raises:
+        ValueError: if a name is unknown or a number out of range.
     """
 
     name: OptimizerName = "adamw"
@@ -39,6 +42,18 @@ class Optimization:
     warmup_steps: int = 50
     min_ratio: float = 0.0
     decay_fraction: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Checks names and ranges."""
+        for name, choice in (("name", OptimizerName), ("schedule", Schedule), ("muon_dtype", MuonDtype)):
+            if getattr(self, name) not in get_args(choice):
+                raise ValueError(f"{name} ({getattr(self, name)!r}) must be one of {get_args(choice)}.")
+        for name in ("lr", "weight_decay", "warmup_steps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0.")
+        for name in ("min_ratio", "decay_fraction"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} ({getattr(self, name)}) must lie in [0, 1].")
 
 
 class TrainingModule(LightningModule):
@@ -55,8 +70,8 @@ class TrainingModule(LightningModule):
         self.seed = seed
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seeds layers that draw on their own (dropout) by step and process, so that a resumed run repeats them."""
-        torch.manual_seed(stable_seed(self.seed, self.trainer.global_step, f"layers of process {self.global_rank}"))
+        """Seeds layers that draw on their own (dropout) by batch and process, so that a resumed run repeats them."""
+        torch.manual_seed(stable_seed(self.seed, batch_idx, f"layers of process {self.global_rank}"))
 
     @abstractmethod
     def evaluation_step(self, batch: dict[str, Any], stage: str) -> Tensor:

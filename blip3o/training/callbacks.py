@@ -39,10 +39,11 @@ class ShapesScore(Callback):
         self.sheet = sheet
         self._images: list[np.ndarray] = []
         self._captions: list[str] = []
+        self._indices: list[int] = []
 
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Starts anew."""
-        self._images, self._captions = [], []
+        self._images, self._captions, self._indices = [], [], []
 
     def on_validation_batch_end(
         self,
@@ -56,6 +57,7 @@ class ShapesScore(Callback):
         """Keeps the batch's images."""
         self._images.append(to_uint8(outputs))
         self._captions.extend(batch["caption"])
+        self._indices.extend(batch["index"].tolist())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores them and writes the sheet."""
@@ -70,9 +72,11 @@ class ShapesScore(Callback):
 
     def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         images = np.concatenate(self._images)
-        names = [f"{trainer.global_rank}-{index:05d}" for index in range(len(images))]
+        names = [f"{index:05d}" for index in self._indices]
         own = result_rows(verify(images, self._captions, self.world), self._captions, names, self.world)
-        scores = summary([row for rows in _from_all_processes(own) for row in rows])
+        # Lightning's sampler gives some rows to two processes where they do not divide evenly; they count once.
+        rows = {row["filename"]: row for rows in _from_all_processes(own) for row in rows}
+        scores = summary(list(rows.values()))
         # Every process has the rows of all and logs the same numbers.
         pl_module.log(f"{stage}/score", scores["overall"]["mean"], prog_bar=True)
         for tag, score in scores["tags"].items():
@@ -166,7 +170,8 @@ class ExportModel(Callback):
     Args:
         folder: where.
         dtype: of the stored tensors; their own when None.
-        defaults: arguments of generation that are stored with the model; the published ones when None.
+        defaults: arguments of generation that are stored with the model; when None those of the module's validation
+            (`generation_defaults`), or else the published ones.
 
     Raises:
         ValueError: if `folder` holds something else than a model, or a default is out of range.
@@ -178,8 +183,9 @@ class ExportModel(Callback):
         check_model_folder(Path(folder))
         self.folder = folder
         self.dtype = getattr(torch, dtype) if dtype else None
-        self.defaults = defaults or GenerationDefaults()
-        check_settings(self.defaults)
+        self.defaults = defaults
+        if defaults is not None:
+            check_settings(defaults)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Checks that an average of the weights is in place before the model is written."""
@@ -188,4 +194,6 @@ class ExportModel(Callback):
     @rank_zero_only
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes the folder."""
-        Blip3oPipeline(pl_module.model, self.defaults).save_pretrained(self.folder, dtype=self.dtype)
+        own = getattr(pl_module, "generation_defaults", None)
+        defaults = self.defaults or own or GenerationDefaults()
+        Blip3oPipeline(pl_module.model, defaults).save_pretrained(self.folder, dtype=self.dtype)

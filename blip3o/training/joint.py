@@ -12,6 +12,7 @@ from blip3o.ar.base import Sampling
 from blip3o.checkpoints import load_part
 from blip3o.diffusion.base import Codec
 from blip3o.model import Blip3oNext
+from blip3o.pipeline import GenerationDefaults, check_settings
 from blip3o.prompts import Supervise
 from blip3o.training.attention import fast_attention
 from blip3o.training.base import Optimization, TrainingModule
@@ -47,7 +48,7 @@ class JointModule(TrainingModule):
 
     Raises:
         ValueError: if `weights` names a part that the model lacks or a file that does not fit it, if `trainable` holds
-            a pattern without a match or one that matches what stays frozen, or if `render_every` is below 1.
+            a pattern without a match or one that matches what stays frozen, or if a number is out of range.
     """
 
     def __init__(
@@ -71,6 +72,9 @@ class JointModule(TrainingModule):
         super().__init__(optimization, seed)
         if render_every < 1:
             raise ValueError(f"render_every ({render_every}) must be at least 1.")
+        for name, share in (("condition_dropout", condition_dropout), ("caption_dropout", caption_dropout)):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} ({share}) must lie in [0, 1]; it is the share of rows that is dropped.")
         self.model = model
         for name, file in (weights or {}).items():
             load_part(_part(self.model, name), Path(file))
@@ -81,10 +85,15 @@ class JointModule(TrainingModule):
         self.render_every = render_every
         self.condition_dropout = condition_dropout
         self.caption_dropout = caption_dropout
-        self.sampling = sampling
-        self.num_inference_steps = num_inference_steps
-        self.guidance_scale = guidance_scale
-        self.token_guidance_scale = token_guidance_scale
+        self.generation_defaults = GenerationDefaults(
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            token_guidance_scale=token_guidance_scale,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+            top_p=sampling.top_p,
+        )
+        check_settings(self.generation_defaults)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted loss, averaged over the tokens and rows of all processes."""
@@ -132,12 +141,13 @@ class JointModule(TrainingModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] for the captions of a batch."""
+        settings = self.generation_defaults
         rendered = self.model.generate(
             batch["caption"],
-            num_inference_steps=self.num_inference_steps,
-            guidance_scale=self.guidance_scale,
-            sampling=self.sampling,
-            token_guidance_scale=self.token_guidance_scale,
+            num_inference_steps=settings.num_inference_steps,
+            guidance_scale=settings.guidance_scale,
+            sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
+            token_guidance_scale=settings.token_guidance_scale,
             generator=row_generators(self.seed, batch["index"], "generate", self.device),
         )
         return self.model.diffusion.decode(rendered.latents)
@@ -168,4 +178,5 @@ def _choose_trainable(model: Blip3oNext, patterns: list[str] | None) -> None:
             "joint training; train them on their own first and leave them out here."
         )
     for target in targets:
-        target.requires_grad_(False).eval()
+        target.requires_grad_(False)
+    model.train()

@@ -85,7 +85,8 @@ def build_optimizer(
 ) -> Optimizer:
     """An optimizer over the parameters that require a gradient.
 
-    With `muon`, embeddings, output heads, codebooks and everything that is no matrix stay with AdamW.
+    With `muon`, every 2-D parameter goes to Muon but those whose names are those of embeddings, output heads or
+    codebooks (see `_looks_up`); these and everything else stay with AdamW.
 
     Raises:
         ValueError: if none requires one.

@@ -221,7 +221,7 @@ def test_a_failed_save_leaves_the_old_model_whole(folder: Path, monkeypatch: pyt
 
 
 def test_a_model_is_replaced_whole(folder: Path) -> None:
-    (folder / "notes.txt").write_text("of the old model")
+    (folder / "old.safetensors").write_text("of the old model")
     other = tiny_model(seed=1)
     assert not same(other, tiny_model())
     save_model(other, folder)
@@ -232,8 +232,12 @@ def test_a_model_is_replaced_whole(folder: Path) -> None:
 
 def test_folders_of_something_else_are_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match=r"holds files but no config\.yaml"):
-        save_model(tiny_model(), tmp_path)
+    for beside in (False, True):  # the log folder of a run has a config.yaml too
+        if beside:
+            (tmp_path / CONFIG_NAME).write_text("trainer: {}")
+        with pytest.raises(ValueError, match=r"holds thesis\.tex, which is no model's"):
+            save_model(tiny_model(), tmp_path)
+    (tmp_path / CONFIG_NAME).unlink()
     with pytest.raises(ValueError, match="is a file"):
         save_model(tiny_model(), tmp_path / "thesis.tex")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("thesis.tex", "years of work")]

@@ -100,7 +100,10 @@ def test_training_batches_hold_the_rows_of_the_stream() -> None:
     first, second = islice(iter(module.train_dataloader()), 2)
     assert first["index"].tolist() == [0, 1, 2] and second["index"].tolist() == [3, 4, 5]
     assert first["image"].shape == (3, 3, 32, 32) and first["descriptors"].shape[:2] == (3, 16)
-    assert torch.equal(torch.cat([first["image"], second["image"]]), module.images(6))
+    assert torch.equal(
+        torch.cat([first["image"], second["image"]]),
+        torch.stack([module._make_row(index)["image"] for index in range(6)]),
+    )
     assert second["caption"][0] == make_row(3, world=SHAPES_MINI, seed=0)["caption"]
 
 

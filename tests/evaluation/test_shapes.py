@@ -126,6 +126,14 @@ def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> 
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
+def test_numbered_folders_of_something_else_are_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "00000").mkdir()
+    (tmp_path / "00000/face.png").write_text("mine")
+    with pytest.raises(ValueError, match=r"holds 00000, which is no evaluation's"):
+        evaluate(HalfRight(), tmp_path, num_captions=3)  # type: ignore[arg-type]
+    assert (tmp_path / "00000/face.png").read_text() == "mine"
+
+
 def test_an_output_folder_that_is_a_file_is_refused(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
     path = tmp_path / "out"
     path.write_text("mine")

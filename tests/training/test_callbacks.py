@@ -65,7 +65,7 @@ def test_exports_are_refused_before_a_run_and_not_after_it(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="is a folder; name a file"):
         ExportParts({"codec": str(tmp_path)})
     (tmp_path / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match=r"holds files but no config\.yaml"):
+    with pytest.raises(ValueError, match=r"holds thesis\.txt, which is no model's"):
         ExportModel(str(tmp_path))
     with pytest.raises(ValueError, match=r"num_inference_steps \(0\)"):
         ExportModel(str(tmp_path / "new"), defaults=GenerationDefaults(num_inference_steps=0))
