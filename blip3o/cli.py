@@ -72,6 +72,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_settings(evaluate)
     evaluate.set_defaults(run=_evaluate)
 
+    convert = commands.add_parser("convert", help="turn a checkpoint of the released code into a model folder")
+    convert.add_argument("checkpoint", help="folder or hub id in the released layout")
+    convert.add_argument("out", type=Path, help="model folder to write")
+    convert.add_argument("--diffusion", help="folder or hub id with transformer/, vae/ and scheduler/ configs")
+    convert.add_argument("--vision", help="folder or hub id of the SigLIP config (default: the published tower)")
+    convert.set_defaults(run=_convert)
+
+    export = commands.add_parser("export", help="write a model folder in the released layout")
+    export.add_argument("model", help="model folder or hub id")
+    export.add_argument("out", type=Path, help="new folder to write")
+    export.set_defaults(run=_export)
+
     info = commands.add_parser("info", help="describe a model, its parts and this machine")
     _add_model(info)
     info.set_defaults(run=_info)
@@ -144,6 +156,20 @@ def _evaluate(options: argparse.Namespace) -> None:
         **settings,
     )
     print_summary(summary, options.output_dir)
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from blip3o.checkpoints import check_model_folder, load_published
+
+    check_model_folder(options.out)
+    pipe = load_published(options.checkpoint, diffusion=options.diffusion, vision=options.vision)
+    print(pipe.save_pretrained(options.out))
+
+
+def _export(options: argparse.Namespace) -> None:
+    from blip3o.checkpoints import export_published
+
+    print(export_published(options.model, options.out))
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -130,7 +130,8 @@ class SequenceBuilder:
             references: (B, R) codes of all reference images of each row, one image after the other.
 
         Raises:
-            ValueError: if the numbers of captions and images differ, or `supervise` is unknown.
+            ValueError: if the numbers of captions and images differ, `supervise` is unknown, or the text tokenizer
+                lacks a word of a caption.
         """
         if len(captions) != len(image_ids):
             raise ValueError(f"captions ({len(captions)}) and image_ids ({len(image_ids)}) must have one length.")
@@ -138,7 +139,9 @@ class SequenceBuilder:
             raise ValueError(f"supervise ({supervise!r}) must be 'all', 'answer' or 'image'.")
         v, closing = self.vocabulary, self.text(self.template.closing)
         rows, starts = [], []
-        for prompt, codes in zip(self._asked(captions, references), image_ids.tolist(), strict=True):
+        prompts = self._asked(captions, references)
+        self._refuse_unknown(captions, prompts)
+        for prompt, codes in zip(prompts, image_ids.tolist(), strict=True):
             answer = [v.image_start, v.scale(scale), *(code + v.first_code for code in codes), v.image_end]
             rows.append([*prompt, *answer, *closing])
             starts.append(len(answer) + len(closing))
@@ -167,6 +170,13 @@ class SequenceBuilder:
             before, after = self.template.edit_prompt(instruction)
             rows.append([*self.text(before), *(code + self.vocabulary.first_code for code in codes), *self.text(after)])
         return rows
+
+    def _refuse_unknown(self, captions: Sequence[str], prompts: list[list[int]]) -> None:
+        """Raises where a caption could only be read as the unknown token, which would train without a word."""
+        unknown = self.text_tokenizer.unk_token_id
+        for caption, prompt in zip(captions, prompts, strict=True):
+            if unknown is not None and unknown in prompt and (words := self.unknown_words(caption)):
+                raise ValueError(f"caption ({caption!r}) holds words that the text tokenizer lacks: {words}; add them.")
 
     def _left_pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         width = max(len(row) for row in rows)

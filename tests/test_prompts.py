@@ -121,3 +121,8 @@ def test_wrong_arguments_are_refused() -> None:
         builder().training(CAPTIONS, CODES, "everything")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"scale \(4\)"):
         builder().prompts(CAPTIONS, scale=4)
+
+
+def test_words_that_would_train_as_the_unknown_token_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"caption \('two pentagons'\) holds words .* \['pentagons'\]"):
+        builder().training(["two pentagons"], torch.zeros(1, 4, dtype=torch.long))

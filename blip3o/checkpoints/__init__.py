@@ -1,5 +1,6 @@
 """Reading and writing models: our folders, and the published layout."""
 
+from blip3o.checkpoints.export import export_published
 from blip3o.checkpoints.folder import (
     CONFIG_NAME,
     check_model_folder,
@@ -13,6 +14,7 @@ from blip3o.checkpoints.tensors import load_part, save_part
 __all__ = [
     "CONFIG_NAME",
     "check_model_folder",
+    "export_published",
     "instantiate",
     "load_model",
     "load_part",

@@ -42,7 +42,7 @@ def save_model(
     folder = Path(folder)
     check_model_folder(folder)
     config = model.config()
-    with _replacing(folder) as new:
+    with replacing(folder) as new:
         for name, part in model.parts().items():
             save_part(part, new / f"{name}.safetensors", dtype)
         arguments = config["init_args"]["ar"]["init_args"]
@@ -158,7 +158,7 @@ def _class_paths(config: Any) -> Iterator[str]:
 
 
 @contextmanager
-def _replacing(folder: Path) -> Iterator[Path]:
+def replacing(folder: Path) -> Iterator[Path]:
     """A new folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

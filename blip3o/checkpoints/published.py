@@ -51,9 +51,10 @@ def load_published(
     Args:
         checkpoint: folder or hub id with config.json, the text tokenizer and safetensors weights, in one file or
             sharded.
-        diffusion: folder or hub id whose transformer/, vae/ and scheduler/ hold diffusers configs; what the
-            checkpoint's config names when None. Weights are read from the checkpoint alone.
-        vision: folder or hub id with a SigLIP config.json; the published tower's when None.
+        diffusion: folder or hub id whose transformer/, vae/ and scheduler/ hold diffusers configs. When None, the
+            folder `diffusion` of the checkpoint, or else what its config names. Weights come from the checkpoint alone.
+        vision: folder or hub id with a SigLIP config.json. When None, the folder `vision` of the checkpoint, or else
+            the published tower.
         noise_space: for editing checkpoints that join the reference's latents to the noisy ones: along which axis. The
             checkpoint does not say; the released code's is the width.
         device: where the model goes.
@@ -70,11 +71,8 @@ def load_published(
     parts, strangers = split_by_part(read_tensors(root))
     if strangers:
         raise ValueError(f"{root} holds tensors of no known part: {', '.join(strangers)}.")
-    named = diffusion if diffusion is not None else config.get("diffusion_name_or_path")
-    if not named:
-        raise ValueError(f"{root / 'config.json'} names no diffusion_name_or_path; pass diffusion.")
-    diffusers = resolve_folder(named, "diffusion")
-    tower = _read_json(resolve_folder(vision or VISION, "vision") / "config.json")
+    diffusers = _beside(root, "diffusion", diffusion, config.get("diffusion_name_or_path"))
+    tower = _read_json(_beside(root, "vision", vision, VISION) / "config.json")
     model = Blip3oNext(
         tokenizer=_tokenizer(tower.get("vision_config", tower), config, parts["tokenizer"], root),
         ar=_backbone(config, root),
@@ -99,6 +97,15 @@ def load_published(
     for name, part in model.parts().items():
         part.load_state_dict(parts[name], assign=True)
     return Blip3oPipeline(model.to(device, dtype))
+
+
+def _beside(root: Path, name: str, given: str | Path | None, default: str | None) -> Path:
+    """The folder that was given, or that an export put into the checkpoint, or the default."""
+    if given is None and (root / name).is_dir():
+        return root / name
+    if given is None and not default:
+        raise ValueError(f"{root / 'config.json'} names no {name}; pass {name}.")
+    return resolve_folder(given or default or "", name)
 
 
 def read_tensors(root: Path) -> dict[str, Tensor]:

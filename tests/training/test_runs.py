@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -16,6 +17,7 @@ import yaml
 from safetensors.torch import load_file
 
 from blip3o import Blip3oPipeline
+from blip3o.images import read_settings
 from tests.readme import block
 
 ROOT = Path(__file__).parents[2]
@@ -25,14 +27,14 @@ QUIET = ["--trainer.enable_progress_bar", "false"]
 QUICK = ["--trainer.val_check_interval", "1000", *QUIET]
 
 
-def start(folder: Path, *args: str) -> subprocess.Popen[str]:
-    """`blip3o fit` in `folder`, on one thread, with the test helpers importable."""
+def start(folder: Path, *args: str, command: str = "fit") -> subprocess.Popen[str]:
+    """`blip3o fit` (or another command) in `folder`, on one thread, with the test helpers importable."""
     env = os.environ | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(folder), str(ROOT)]),
     }
-    command = [sys.executable, "-m", "blip3o.cli", "fit", *args]
-    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    words = [sys.executable, "-m", "blip3o.cli", command, *args]
+    return subprocess.Popen(words, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def fit(folder: Path, *args: str) -> str:
@@ -89,6 +91,31 @@ def test_a_run_killed_with_sigkill_resumes_to_the_same_weights(tmp_path: Path) -
     assert expected.keys() == resumed.keys()
     for name, value in expected.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_validate_test_and_predict_use_the_average_of_a_checkpoint(tmp_path: Path) -> None:
+    config = edited(MINI, tmp_path, EMA={"decay": 0.5})
+    args = ["--config", config, *QUIET, "--data.num_val", "6", "--data.num_prompts", "3", "--data.batch_size", "4"]
+    fit(tmp_path, *args, "--trainer.max_steps", "4", "--trainer.val_check_interval", "4")
+    checkpoint = "runs/shapes/mini/checkpoints/last.ckpt"
+    for command in ("validate", "test", "predict"):
+        process = start(tmp_path, *args, "--ckpt_path", checkpoint, command=command)
+        output, _ = process.communicate(timeout=240)
+        assert process.returncode == 0, output[-3000:]
+    logs = {path.parent.name: logged(path) for path in (tmp_path / "runs/shapes/mini").glob("version_*/metrics.csv")}
+    fitted, validated = logs["version_0"], logs["version_1"]
+    # The loss of the average: validation after the run and validation in it agree, and are not the last weights'.
+    assert validated["val/cross_entropy"] == pytest.approx(fitted["val/cross_entropy"], rel=1e-5)
+    assert "test/score" in logs["version_2"]
+    pictures = sorted((tmp_path / "runs/shapes/mini/predictions").glob("*.png"))
+    assert [path.name for path in pictures] == ["00000.png", "00001.png", "00002.png"]
+    assert read_settings(pictures[0])["prompt"]
+
+
+def logged(path: Path) -> dict[str, float]:
+    """The last value of every column of a metrics.csv."""
+    with path.open() as file:
+        return {key: float(value) for row in csv.DictReader(file) for key, value in row.items() if value}
 
 
 def test_two_processes_take_the_same_step_as_one(tmp_path: Path) -> None:
