@@ -98,6 +98,9 @@ class ARBackbone(Part):
             logits_for: range of ids to score; no logits when None.
             logits_at: (B, T) bool, positions to score; the logits are then (positions, ids). All when None.
             inputs_embeds: (B, T, H) input embeddings in place of those of the ids.
+
+        Raises:
+            ValueError: if the sequences are longer than the context.
         """
 
     @abstractmethod

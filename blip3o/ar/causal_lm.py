@@ -128,6 +128,11 @@ class CausalLM(ARBackbone):
         inputs_embeds: Tensor | None = None,
     ) -> AROutput:
         """Hidden states of sequences, and logits over the ids asked for at the positions asked for."""
+        if input_ids.shape[1] > self.context_length:
+            raise ValueError(
+                f"the sequences hold {input_ids.shape[1]} positions, but the model's context {self.context_length}; "
+                "shorten the prompts or enlarge max_position_embeddings."
+            )
         hidden = self._run(input_ids, attention_mask, inputs_embeds=inputs_embeds).last_hidden_state
         if logits_for is None:
             return AROutput(hidden)

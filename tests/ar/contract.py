@@ -169,6 +169,24 @@ class ARBackboneContract:
             longer = self.prompts(backbone, ("a red circle",))
             with pytest.raises(ValueError, match=f"context holds {backbone.context_length}"):
                 backbone.generate(ids, mask, room, GREEDY, negative=longer, token_guidance_scale=2.0)
+            with pytest.raises(ValueError, match=f"the model's context {backbone.context_length}"):
+                backbone(torch.zeros(1, backbone.context_length + 1, dtype=torch.long))
+
+    @torch.no_grad()
+    def test_embeddings_given_take_the_place_of_the_ids_own(self) -> None:
+        backbone = self.ready()
+        ids, mask = self.prompts(backbone)
+        embeds = backbone.embed(ids)
+        assert embeds.shape == (*ids.shape, backbone.hidden_size)
+        own, given = backbone(ids, mask).hidden, backbone(ids, mask, inputs_embeds=embeds).hidden
+        assert torch.equal(own, given)
+        changed = backbone(ids, mask, inputs_embeds=embeds * torch.linspace(0.5, 2, embeds.shape[-1])).hidden
+        assert (own - changed)[mask].abs().max() > 1e-3
+        tokens = backbone.generate(ids, mask, NUM_TOKENS, GREEDY)
+        again = backbone.generate(ids, mask, NUM_TOKENS, GREEDY, inputs_embeds=embeds)
+        assert torch.equal(tokens.ids, again.ids) and torch.equal(tokens.hidden, again.hidden)
+        other = backbone.generate(ids, mask, NUM_TOKENS, GREEDY, inputs_embeds=embeds.flip(1))
+        assert not torch.equal(tokens.hidden, other.hidden)
 
     def test_extending_adds_ids_after_the_text_and_keeps_what_text_means(self) -> None:
         backbone = self.backbone().eval()
