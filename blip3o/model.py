@@ -218,7 +218,7 @@ class Blip3oNext(Part):
         cross_entropy = F.cross_entropy(output.logits.float(), labels[scored] - first, reduction="sum")
         # The condition positions are a contiguous block that ends at the same distance from the right in every row.
         hidden = output.hidden[:, sequences.condition_mask[0]][rendered_rows]
-        states = ARStates(hidden, hidden.new_ones(hidden.shape[:2], dtype=torch.bool))
+        states = ARStates(hidden)
         if dropped is not None:
             states = states.drop(dropped)
         condition = self.bridge(states)
@@ -272,7 +272,7 @@ class Blip3oNext(Part):
 
     def condition(self, tokens: Generated, references: Tensor | None = None) -> tuple[Conditioning, Conditioning]:
         """The condition of decoded tokens and of reference images (B, R, 3, H, W), and the null condition."""
-        states = ARStates(tokens.hidden, tokens.ids.new_ones(tokens.hidden.shape[:2], dtype=torch.bool))
+        states = ARStates(tokens.hidden)
         condition, null = self.bridge(states), self.bridge(states.null())
         if self.reference_latents is not None and references is not None:
             projected = self._projected_latents(references)
@@ -343,8 +343,7 @@ class Blip3oNext(Part):
         """Input embeddings (B, T, H) whose reference positions hold projected features; None where there are none."""
         if told.features is None or self.reference_features is None:
             return None
-        states = ARStates(told.features, torch.ones_like(told.features[..., 0], dtype=torch.bool))
-        projected = self.reference_features(states).embeds
+        projected = self.reference_features(ARStates(told.features)).embeds
         embeds = self.ar.embed(input_ids)
         return embeds.masked_scatter(reference_mask[..., None].to(embeds.device), projected.to(embeds.dtype))
 
@@ -354,7 +353,7 @@ class Blip3oNext(Part):
         with torch.no_grad(), torch.autocast(references.device.type, enabled=False):
             latents = self.diffusion.encode(rearrange(references, "b r c h w -> (b r) c h w"))
         positions = rearrange(latents, "(b r) c h w -> b (r h w) c", b=len(references))
-        return self.reference_latents(ARStates(positions, torch.ones_like(positions[..., 0], dtype=torch.bool))).embeds
+        return self.reference_latents(ARStates(positions)).embeds
 
     def _beside(self, references: Tensor | None) -> Tensor | None:
         """The references that the diffusion head takes for itself: none where only the bridges read them."""

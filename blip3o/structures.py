@@ -89,11 +89,11 @@ class ARStates:
 
     Attributes:
         hidden: (B, L, H) hidden states at the condition positions.
-        mask: (B, L) bool, False where a position does not count.
+        mask: (B, L) bool, False where a position does not count; None where all count.
     """
 
     hidden: Tensor
-    mask: Tensor
+    mask: Tensor | None = None
 
     def null(self) -> ARStates:
         """The unconditional states: zeros before the bridge, whose biases and norm still act on them."""
@@ -110,17 +110,30 @@ class Conditioning:
 
     Attributes:
         embeds: (B, L, C).
-        mask: (B, L) bool, False where a position does not count.
+        mask: (B, L) bool, False where a position does not count; None where all count.
     """
 
     embeds: Tensor
-    mask: Tensor
+    mask: Tensor | None = None
 
     def followed_by(self, embeds: Tensor) -> Conditioning:
         """The condition with more positions (B, M, C) at its end."""
-        mask = self.mask.new_ones(embeds.shape[:2])
-        return Conditioning(torch.cat([self.embeds, embeds], dim=1), torch.cat([self.mask, mask], dim=1))
+        mask = self.mask
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(embeds.shape[:2])], dim=1)
+        return Conditioning(torch.cat([self.embeds, embeds], dim=1), mask)
+
+    def stacked_on(self, other: Conditioning) -> Conditioning:
+        """The rows of `other`, then these; both have the same positions."""
+        masks = None
+        if self.mask is not None or other.mask is not None:
+            masks = torch.cat([one.full_mask() for one in (other, self)])
+        return Conditioning(torch.cat([other.embeds, self.embeds]), masks)
+
+    def full_mask(self) -> Tensor:
+        """The mask (B, L), all True where there is none."""
+        return self.embeds.new_ones(self.embeds.shape[:2], dtype=torch.bool) if self.mask is None else self.mask
 
     def __getitem__(self, rows: Tensor | slice) -> Conditioning:
         """The chosen rows."""
-        return Conditioning(self.embeds[rows], self.mask[rows])
+        return Conditioning(self.embeds[rows], None if self.mask is None else self.mask[rows])

@@ -73,7 +73,7 @@ def test_dropped_rows_are_conditioned_on_null_states() -> None:
     plain = model.losses(images, CAPTIONS, generator=generators(3)).flow
     with_drops = model.losses(images, CAPTIONS, dropped=dropped, generator=generators(3)).flow
     positions = 1 + model.tokenizer.num_tokens()
-    null = ARStates(torch.zeros(3, positions, model.ar.hidden_size), torch.ones(3, positions, dtype=torch.bool))
+    null = ARStates(torch.zeros(3, positions, model.ar.hidden_size))
     expected = model.diffusion.loss(images, model.bridge(null), generator=generators(3))
     torch.testing.assert_close(with_drops[dropped], expected[dropped], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(with_drops[~dropped], plain[~dropped], rtol=1e-4, atol=1e-5)
@@ -146,7 +146,7 @@ def test_generation_samples_the_head_under_the_written_tokens_and_guidance() -> 
     rendered = model.generate(CAPTIONS, num_inference_steps=2, guidance_scale=3.0, sampling=GREEDY, latents=noise)
     tokens = model.write(CAPTIONS, sampling=GREEDY)
     assert torch.equal(rendered.tokens.ids, tokens.ids)
-    states = ARStates(tokens.hidden, torch.ones(tokens.hidden.shape[:2], dtype=torch.bool))
+    states = ARStates(tokens.hidden)
     with torch.no_grad():
         cond, null = model.bridge(states), model.bridge(states.null())
         expected = model.diffusion.sample(cond, num_inference_steps=2, guidance_scale=3.0, negative=null, latents=noise)
@@ -231,6 +231,6 @@ def test_decoding_and_sampling_keep_no_graph() -> None:
     ids, mask = model.sequences.prompts(["a red circle"])
     tokens = model.ar.generate(ids, mask, 4, generator=generators(1))
     assert not tokens.hidden.requires_grad and not tokens.log_probs.requires_grad
-    condition = model.bridge(ARStates(tokens.hidden, torch.ones(1, 5, dtype=torch.bool)))
+    condition = model.bridge(ARStates(tokens.hidden))
     head = tiny_head()
     assert not head.sample(condition, num_inference_steps=1, generator=generators(1)).requires_grad

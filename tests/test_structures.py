@@ -42,6 +42,20 @@ def test_rows_of_a_condition_keep_their_masks(rows: torch.Tensor | slice) -> Non
     assert torch.equal(chosen.mask, STATES.mask[1:])
 
 
+def test_a_mask_appears_where_one_of_two_conditions_has_it() -> None:
+    masked, plain = Conditioning(STATES.hidden, STATES.mask), Conditioning(STATES.hidden + 1)
+    assert plain.stacked_on(plain).mask is None and plain[1:].mask is None
+    both = masked.stacked_on(plain)
+    assert torch.equal(both.embeds, torch.cat([plain.embeds, masked.embeds]))
+    assert both.mask is not None and masked.mask is not None
+    assert torch.equal(both.mask, torch.cat([torch.ones(3, 2, dtype=torch.bool), masked.mask]))
+    more = torch.zeros(3, 5, 4)
+    assert plain.followed_by(more).mask is None
+    longer = masked.followed_by(more)
+    assert longer.embeds.shape == (3, 7, 4)
+    assert longer.mask is not None and longer.mask[:, 2:].all() and torch.equal(longer.mask[:, :2], masked.mask)
+
+
 def test_sequences_move_whole() -> None:
     ids = torch.zeros(2, 3, dtype=torch.int64)
     moved = Sequences(ids, ids.bool(), ids, ids.bool(), ids.bool()).to("meta")

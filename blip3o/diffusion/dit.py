@@ -105,7 +105,7 @@ class DiT(Denoiser):
                     f"{len(self.cond_positions)}; set cond_grid to the tokenizer's grid, or to None."
                 )
             cond = cond + F.pad(self.cond_positions, (0, 0, prefix, 0))
-        mask = None if bool(conditioning.mask.all()) else conditioning.mask[:, None, None, :]
+        mask = None if conditioning.mask is None else conditioning.mask[:, None, None, :]
         time = self.embed_sigma(sinusoids(sigma * 1000, x.shape[-1]).to(self.modulation_out.weight.dtype))
         modulation = rearrange(self.modulation(time), "b (six d) -> six b 1 d", six=6)
         for block in self.blocks:

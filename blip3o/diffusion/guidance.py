@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from blip3o.structures import Conditioning
@@ -36,9 +35,7 @@ class Guidance:
         if scale != 1:
             if negative is None:
                 raise ValueError(f"guidance_scale ({scale}) needs a negative condition; pass `negative`, or use 1.")
-            self.conditioning = Conditioning(
-                torch.cat([negative.embeds, conditioning.embeds]), torch.cat([negative.mask, conditioning.mask])
-            )
+            self.conditioning = conditioning.stacked_on(negative)
 
     def __call__(self, latents: Tensor, sigma: Tensor) -> Tensor:
         """The guided prediction at noisy latents (B, c, h, w) and noise levels (B,)."""

@@ -48,11 +48,10 @@ class Sana(Denoiser):
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts the velocity (B, c, h, w); SANA counts time in thousandths of the noise level."""
-        mask = None if bool(conditioning.mask.all()) else conditioning.mask
         return self.transformer(
             hidden_states=latents,
             encoder_hidden_states=conditioning.embeds,
-            encoder_attention_mask=mask,
+            encoder_attention_mask=conditioning.mask,
             timestep=sigma * 1000,
             return_dict=False,
         )[0]

@@ -85,7 +85,7 @@ def test_parity_of_the_training_losses() -> None:
     logits = model.ar(sequences.input_ids, sequences.attention_mask, logits_for=(0, 442)).logits
     close(logits, numbers["train.logits"])  # type: ignore[arg-type]
     hidden = model.ar(sequences.input_ids, sequences.attention_mask).hidden[:, sequences.condition_mask[0]]
-    condition = model.bridge(ARStates(hidden, torch.ones(hidden.shape[:2], dtype=torch.bool)))
+    condition = model.bridge(ARStates(hidden))
     sigma = model.diffusion.objective.levels_at(numbers["train.u"])
     flow = model.diffusion.velocity_loss(model.diffusion.encode(targets), numbers["train.noise"], sigma, condition)
     close((cross_entropy + flow.mean())[None], numbers["train.loss"])

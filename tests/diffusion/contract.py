@@ -17,7 +17,7 @@ from tests.tiny import IMAGE_SIZE, generators, rebuilt, tiny_images
 def condition(cond_dim: int, rows: int = 2, positions: int = 17, seed: int = 11) -> Conditioning:
     """A random condition without padding."""
     embeds = torch.randn(rows, positions, cond_dim, generator=torch.Generator().manual_seed(seed))
-    return Conditioning(embeds, torch.ones(rows, positions, dtype=torch.bool))
+    return Conditioning(embeds)
 
 
 class CodecContract:
@@ -126,7 +126,7 @@ class DenoiserContract:
         expected = denoiser(latents, sigma, cond)
         junk = 10 * condition(denoiser.cond_dim, positions=3, seed=13).embeds
         embeds = torch.cat([junk, cond.embeds], dim=1)
-        counted = torch.cat([torch.tensor([[False] * 3, [True] * 3]), cond.mask], dim=1)
+        counted = torch.cat([torch.tensor([[False] * 3, [True] * 3]), cond.full_mask()], dim=1)
         actual = denoiser(latents, sigma, Conditioning(embeds, counted))
         torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=1e-5)
         assert (actual[1] - expected[1]).abs().max() > 1e-3, "the other row counts them"
@@ -224,7 +224,7 @@ class DiffusionHeadContract:
     def test_masks_travel_with_guidance(self) -> None:
         """The two branches may differ in which positions count."""
         head, cond = self.head(), self.condition(self.head())
-        mask = cond.mask.clone()
+        mask = cond.full_mask().clone()
         mask[:, 0] = False
         whole = self.sample(head, guidance_scale=2.0, negative=cond)
         masked = self.sample(head, guidance_scale=2.0, negative=replace(cond, mask=mask))
