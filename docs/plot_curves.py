@@ -48,7 +48,7 @@ def main(runs: Path, output: Path) -> None:
         axes.set_title(run)
         axes.set_xlabel("step")
         lines = axes.get_lines() + (right.get_lines() if right else [])
-        axes.legend(lines, [line.get_label() for line in lines], fontsize=7, frameon=False)
+        axes.legend(lines, [line.get_label() for line in lines], fontsize=7, frameon=False, loc="lower left")
     figure.savefig(output, dpi=110)
 
 
