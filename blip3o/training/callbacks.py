@@ -81,8 +81,8 @@ class ShapesScore(Callback):
         pl_module.log(f"{stage}/score", scores["overall"]["mean"], prog_bar=True)
         for tag, score in scores["tags"].items():
             pl_module.log(f"{stage}/score/{tag}", score["mean"])
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # log_dir is asked of all processes
         if self.sheet and trainer.is_global_zero:
-            folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"
             folder.mkdir(parents=True, exist_ok=True)
             contact_sheet(images[: self.sheet]).save(folder / f"{stage}-{trainer.global_step:06d}.png")
 

@@ -139,6 +139,20 @@ def test_two_processes_take_the_same_step_as_one(tmp_path: Path) -> None:
         assert (actual[name] - expected[name]).abs().median() < 1e-6, name
 
 
+def test_two_processes_validate_as_one(tmp_path: Path) -> None:
+    """Five scenes do not divide by two: the sampler repeats one, and it counts once."""
+    args = ["--config", str(MINI), *QUIET, "--trainer.max_steps", "1", "--trainer.val_check_interval", "1"]
+    args += ["--data.num_val", "5"]
+    scores = []
+    for name, more in (("one", []), ("two", ["--trainer.devices", "2", "--trainer.strategy", "ddp"])):
+        folder = tmp_path / name
+        folder.mkdir()
+        fit(folder, *args, "--data.batch_size", "4" if more else "8", *more)
+        values = logged(folder / "runs/shapes/mini/version_0/metrics.csv")
+        scores.append({key: value for key, value in values.items() if "score" in key})
+    assert scores[0] and scores[0] == scores[1]
+
+
 def test_the_readme_head_of_one_file_trains_and_generates(tmp_path: Path) -> None:
     (tmp_path / "my_head.py").write_text(block("python", "class MyHead"))
     fit(
