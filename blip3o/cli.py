@@ -84,8 +84,12 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, help="new folder to write")
     export.set_defaults(run=_export)
 
-    info = commands.add_parser("info", help="describe a model, its parts and this machine")
-    _add_model(info)
+    info = commands.add_parser("info", help="describe a model or an experiment, what they cost, and this machine")
+    what = info.add_mutually_exclusive_group()
+    what.add_argument("--model", default="tiny", help="bundled name, folder or hub id (default: tiny)")
+    what.add_argument("--config", type=Path, help="experiment to describe instead of a model")
+    info.add_argument("--devices", type=int, default=8, help="GPUs of the FSDP estimate (default: 8)")
+    info.add_argument("--trust_remote_code", action="store_true", help="import classes from any package")
     info.set_defaults(run=_info)
     return parser
 
@@ -173,9 +177,14 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _info(options: argparse.Namespace) -> None:
-    from blip3o.info import print_info
+    from blip3o.info import print_config_info, print_model_info
 
-    print_info(_pipeline(options), str(options.model))
+    if options.devices < 1:
+        raise ValueError(f"devices ({options.devices}) must be at least 1.")
+    if options.config is not None:
+        print_config_info(options.config, options.devices)
+    else:
+        print_model_info(options.model, options.devices, trust_remote_code=options.trust_remote_code)
 
 
 def _pipeline(options: argparse.Namespace):  # type: ignore[no-untyped-def]

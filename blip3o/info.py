@@ -1,28 +1,44 @@
-"""What `blip3o info` prints: the parts of a model and the machine it runs on."""
+"""What `blip3o info` prints: the parts of a model or an experiment, what they cost, and the machine."""
 
 from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import nn
 
 from blip3o import __version__
+from blip3o.costs import TrainingMemory, image_cost, training_memory
 from blip3o.model import Blip3oNext
-from blip3o.pipeline import Blip3oPipeline
+from blip3o.pipeline import GenerationDefaults, find_model
+
+PROMPT_LENGTH = 64
+"""Tokens of the prompt that the work for an image is counted with."""
 
 
 @dataclass(frozen=True)
 class PartInfo:
-    """One part of a model: its name in the model, its class, how many parameters it has, and its notable sizes."""
+    """One part of a model.
+
+    Attributes:
+        name: its name in the model.
+        class_name: its class.
+        num_parameters: its parameters, shared ones once.
+        num_trainable: those that require a gradient.
+        sizes: its notable sizes, in words.
+    """
 
     name: str
     class_name: str
     num_parameters: int
-    sizes: str
+    num_trainable: int
+    sizes: str = ""
 
 
 def describe_parts(model: Blip3oNext) -> list[PartInfo]:
@@ -33,12 +49,16 @@ def describe_parts(model: Blip3oNext) -> list[PartInfo]:
         "bridge": f"{model.bridge.in_features} to {model.bridge.out_features} features",
         "diffusion": f"condition width {model.diffusion.cond_dim}",
     }
-    parts = []
-    for name, module in model.parts().items():
-        told = sizes.get(name) or f"{module.in_features} to {module.out_features} features"
-        count = sum(p.numel() for p in module.parameters())
-        parts.append(PartInfo(name, type(module).__name__, count, told))
-    return parts
+    return [
+        _part(name, module, sizes.get(name) or f"{module.in_features} to {module.out_features} features")
+        for name, module in model.parts().items()
+    ]
+
+
+def _part(name: str, module: nn.Module, sizes: str = "") -> PartInfo:
+    counts = [(p.numel(), p.requires_grad) for p in module.parameters()]
+    trainable = sum(count for count, trains in counts if trains)
+    return PartInfo(name, type(module).__name__, sum(count for count, _ in counts), trainable, sizes)
 
 
 def describe_machine() -> str:
@@ -50,14 +70,117 @@ def describe_machine() -> str:
     )
 
 
-def print_info(pipe: Blip3oPipeline, name: str) -> None:
-    """Prints class, parameters and notable sizes of every part, the defaults, versions and devices."""
-    table = Table(title=f"blip3o {__version__}, model {name}")
-    for column in ("part", "class", "parameters", "sizes"):
-        table.add_column(column, justify="right" if column == "parameters" else "left")
-    for part in describe_parts(pipe.model):
-        table.add_row(part.name, part.class_name, f"{part.num_parameters:,}", part.sizes)
+def print_model_info(name: str, devices: int = 8, *, trust_remote_code: bool = False) -> None:
+    """Describes a saved model, and what training it jointly would take, with AdamW in float32.
+
+    Args:
+        name: a bundled name, a folder or a hub id.
+        devices: GPUs that FSDP splits the training state over.
+        trust_remote_code: also import classes from outside the trusted packages.
+
+    Raises:
+        ValueError: if there is no such model, or its configuration does not build.
+    """
+    from blip3o.checkpoints import describe_model
+    from blip3o.training.joint import JointModule
+    from blip3o.training.optimization import state_size
+
+    model, generation = describe_model(find_model(name), trust_remote_code=trust_remote_code)
+    module = JointModule(model)
+    defaults = GenerationDefaults(**generation)
     console = Console()
-    console.print(table)
-    console.print("defaults: " + ", ".join(f"{key}={value}" for key, value in vars(pipe.defaults).items()))
+    _print_parts(console, f"model {name}", describe_parts(model))
+    _print_image_cost(console, model, defaults)
+    memory = training_memory(module.parameters(), state_size(module.build_optimizer()), 4)
+    _print_memory(console, memory, "AdamW, 4 bytes a number", devices)
+    console.print("defaults: " + ", ".join(f"{key}={value}" for key, value in vars(defaults).items()))
     console.print(describe_machine())
+
+
+def print_config_info(path: Path, devices: int = 8) -> None:
+    """Describes what an experiment trains, without memory for its weights.
+
+    Args:
+        path: the experiment's YAML.
+        devices: GPUs that FSDP splits the training state over.
+
+    Raises:
+        ValueError: if it does not build.
+    """
+    from blip3o.training.base import TrainingModule
+    from blip3o.training.experiment import build_on_meta, bytes_per_number
+    from blip3o.training.optimization import state_size
+
+    module, trainer = build_on_meta(path)
+    if not isinstance(module, TrainingModule):
+        raise ValueError(f"config ({path}) trains a {type(module).__name__}; info knows blip3o's training modules.")
+    console = Console()
+    model = getattr(module, "model", None)
+    if isinstance(model, Blip3oNext):
+        _print_parts(console, str(path), describe_parts(model))
+        _print_image_cost(console, model, getattr(module, "generation_defaults", GenerationDefaults()))
+    else:
+        _print_parts(console, str(path), [_part(name, child) for name, child in module.named_children()])
+    size = bytes_per_number(trainer)
+    memory = training_memory(module.parameters(), state_size(module.build_optimizer()), size)
+    _print_memory(console, memory, f"{module.optimization.name}, {size} bytes a number", devices)
+    console.print(describe_machine())
+
+
+def _print_parts(console: Console, title: str, parts: list[PartInfo]) -> None:
+    table = Table(title=f"blip3o {__version__}, {title}")
+    for column in ("part", "class", "parameters", "trainable", "frozen", "sizes"):
+        table.add_column(column, justify="right" if column in ("parameters", "trainable", "frozen") else "left")
+    for part in parts:
+        table.add_row(part.name, part.class_name, *_counts(part.num_parameters, part.num_trainable), part.sizes)
+    total = _counts(sum(part.num_parameters for part in parts), sum(part.num_trainable for part in parts))
+    table.add_row("all", "", *total, style="bold")
+    console.print(table)
+
+
+def _counts(parameters: int, trainable: int) -> Iterable[str]:
+    return (f"{number:,}" for number in (parameters, trainable, parameters - trainable))
+
+
+def _print_image_cost(console: Console, model: Blip3oNext, defaults: GenerationDefaults) -> None:
+    cost = image_cost(
+        model,
+        prompt_length=PROMPT_LENGTH,
+        num_inference_steps=defaults.num_inference_steps,
+        guided=defaults.guidance_scale != 1,
+        token_guided=defaults.token_guidance_scale != 1,
+    )
+    if cost is None:
+        console.print("FLOPs of an image: not counted for these parts")
+        return
+    table = Table(title=f"one image, {PROMPT_LENGTH} prompt tokens, {defaults.num_inference_steps} denoising steps")
+    table.add_column("work")
+    table.add_column("FLOPs", justify="right")
+    for name, number in (("AR", cost.ar), ("denoising", cost.denoising), ("decoding", cost.decoding)):
+        table.add_row(name, _scaled(number, 1000, ("", "k", "M", "G", "T", "P")))
+    console.print(table)
+
+
+def _print_memory(console: Console, memory: TrainingMemory, how: str, devices: int) -> None:
+    table = Table(title=f"training with {how}; activations come on top")
+    table.add_column("state")
+    table.add_column("bytes", justify="right")
+    table.add_column("", justify="right")
+    rows = {
+        "weights": memory.weights,
+        "gradients": memory.gradients,
+        "optimizer": memory.optimizer,
+        "a GPU, DDP": memory.ddp,
+        f"a GPU, FSDP on {devices}": memory.fsdp(devices),
+    }
+    for name, number in rows.items():
+        table.add_row(name, f"{number:,}", _scaled(number, 1024, ("B", "KiB", "MiB", "GiB", "TiB")))
+    console.print(table)
+
+
+def _scaled(number: int, base: int, units: tuple[str, ...]) -> str:
+    """A number with three digits and the largest unit that it reaches."""
+    value, index = float(number), 0
+    while value >= base and index < len(units) - 1:
+        value, index = value / base, index + 1
+    return f"{value:.3g} {units[index]}".strip()

@@ -199,6 +199,27 @@ def test_info_prints_the_parts(blip3o: Command, tiny_folder: Path, monkeypatch: 
         assert words in result.out
 
 
+def test_info_of_an_experiment_tells_parameters_work_and_memory(blip3o: Command) -> None:
+    result = blip3o("info", "--config", MINI.parent / "joint.yaml", "--devices", "4")
+    assert result.code == 0
+    for words in ("7,949,519", "5,354,704", "denoising", "a GPU, DDP", "a GPU, FSDP on 4"):
+        assert words in result.out
+    module = blip3o("info", "--config", MINI.parent / "codec.yaml")
+    assert "2,043,068" in module.out
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (["--config", "nonesuch.yaml"], "config (nonesuch.yaml) is no file"),
+        (["--devices", "0"], "devices (0) must be at least 1"),
+        (["--model", "nonesuch"], "name_or_path (nonesuch) is unknown"),
+    ],
+)
+def test_wrong_usage_of_info(blip3o: Command, tmp_path: Path, args: list[object], told: str) -> None:
+    assert_refused(blip3o("info", *args), told, tmp_path)
+
+
 def module_args(config: dict[str, Any]) -> dict[str, Any]:
     return config["model"]["init_args"]
 

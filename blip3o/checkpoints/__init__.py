@@ -4,6 +4,7 @@ from blip3o.checkpoints.export import export_published
 from blip3o.checkpoints.folder import (
     CONFIG_NAME,
     check_model_folder,
+    describe_model,
     instantiate,
     load_model,
     save_model,
@@ -14,6 +15,7 @@ from blip3o.checkpoints.tensors import load_part, save_part
 __all__ = [
     "CONFIG_NAME",
     "check_model_folder",
+    "describe_model",
     "export_published",
     "instantiate",
     "load_model",

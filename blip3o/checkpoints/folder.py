@@ -81,6 +81,22 @@ def load_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
         ValueError: if the folder or one of its files is missing, damaged or does not fit the configuration.
     """
     folder = Path(folder)
+    config, generation = _read_config(folder)
+    model = instantiate(config, trust_remote_code=trust_remote_code)
+    for name, part in model.parts().items():
+        load_part(part, folder / f"{name}.safetensors")
+    return model.eval(), generation
+
+
+def describe_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Blip3oNext, dict[str, Any]]:
+    """Like `load_model`, but on the meta device: the shapes of the weights, not the weights."""
+    config, generation = _read_config(Path(folder))
+    with torch.device("meta"):
+        return instantiate(config, trust_remote_code=trust_remote_code).eval(), generation
+
+
+def _read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The model's configuration, with the folder's text tokenizer in it, and the defaults of generation."""
     config_path = folder / CONFIG_NAME
     if not config_path.is_file():
         raise ValueError(f"folder ({folder}) has no {CONFIG_NAME}; pass a folder that save_pretrained wrote.")
@@ -95,10 +111,7 @@ def load_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
         ar["text_tokenizer"] = str(folder / TEXT_TOKENIZER)
         if not (folder / TEXT_TOKENIZER).is_dir():
             raise ValueError(f"{folder / TEXT_TOKENIZER} is missing; the model folder is not complete.")
-    model = instantiate(config, trust_remote_code=trust_remote_code)
-    for name, part in model.parts().items():
-        load_part(part, folder / f"{name}.safetensors")
-    return model.eval(), generation
+    return config, generation
 
 
 def instantiate(config: dict[str, Any], *, trust_remote_code: bool = False) -> Blip3oNext:

@@ -133,6 +133,7 @@ class FSQ(Quantizer):
         super().__init__()
         if not levels or min(levels) < 2:
             raise ValueError(f"levels ({levels}) must be one or more numbers of at least 2.")
+        self.num_levels = list(levels)
         self.levels: Tensor
         self.basis: Tensor
         self.register_buffer("levels", torch.tensor(levels), persistent=False)
@@ -141,12 +142,12 @@ class FSQ(Quantizer):
     @property
     def codebook_size(self) -> int:
         """Number of codes."""
-        return math.prod(self.levels.tolist())
+        return math.prod(self.num_levels)
 
     @property
     def dim(self) -> int:
         """Width of a vector."""
-        return len(self.levels)
+        return len(self.num_levels)
 
     def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Codes in [-1, 1]; there is no loss."""

@@ -9,6 +9,7 @@ from typing import Any, get_args
 import torch
 from lightning import LightningModule
 from torch import Tensor
+from torch.optim import Optimizer
 
 from blip3o.training.optimization import MuonDtype, OptimizerName, Schedule, build_optimizer, build_schedule
 from blip3o.training.randomness import stable_seed
@@ -85,6 +86,18 @@ class TrainingModule(LightningModule):
         """`evaluation_step` of `test`."""
         return self.evaluation_step(batch, "test")
 
+    def build_optimizer(self) -> Optimizer:
+        """The optimizer over the trainable parameters."""
+        o = self.optimization
+        return build_optimizer(
+            self.named_parameters(),
+            name=o.name,
+            lr=o.lr,
+            adamw_lr=o.adamw_lr,
+            muon_dtype=o.muon_dtype,
+            weight_decay=o.weight_decay,
+        )
+
     def configure_optimizers(self) -> Any:
         """Optimizer over the trainable parameters, schedule stepped every optimizer step.
 
@@ -94,14 +107,7 @@ class TrainingModule(LightningModule):
         o = self.optimization
         if self.trainer.max_steps < 1:
             raise ValueError(f"max_steps ({self.trainer.max_steps}) must be at least 1; set trainer.max_steps.")
-        optimizer = build_optimizer(
-            self.named_parameters(),
-            name=o.name,
-            lr=o.lr,
-            adamw_lr=o.adamw_lr,
-            muon_dtype=o.muon_dtype,
-            weight_decay=o.weight_decay,
-        )
+        optimizer = self.build_optimizer()
         scheduler = build_schedule(
             optimizer,
             name=o.schedule,

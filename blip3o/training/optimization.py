@@ -108,6 +108,17 @@ def build_optimizer(
     )
 
 
+def state_size(optimizer: Optimizer) -> int:
+    """Numbers that an optimizer of `build_optimizer` keeps: two for every parameter with AdamW, one with Muon."""
+    parts = optimizer.parts if isinstance(optimizer, MuonAdamW) else [optimizer]
+    return sum(
+        parameter.numel() * (1 if isinstance(part, Muon) else 2)
+        for part in parts
+        for group in part.param_groups
+        for parameter in group["params"]
+    )
+
+
 def _looks_up(name: str) -> bool:
     """Whether a parameter belongs to an embedding, a codebook or an output head."""
     return any(one.startswith("embed") or one.endswith(("head", "codebook")) for one in name.split("."))
