@@ -1,7 +1,7 @@
 """The few dataclasses that pass between parts, with their shapes.
 
-Letters: B rows, T sequence positions, N image tokens, L condition positions, H hidden width of the AR model,
-D feature width of the tokenizer, C condition width of the diffusion head.
+Letters: B rows, T sequence positions, N image tokens, L condition positions, K layers of the AR model that were asked
+for, H its hidden width, D feature width of the tokenizer, C condition width of the diffusion head.
 """
 
 from __future__ import annotations
@@ -62,46 +62,65 @@ class AROutput:
     Attributes:
         hidden: (B, T, H) last hidden states, after the final norm.
         logits: (B, T, V) over the ids that were asked for, or None when none were.
+        layers: (B, K, T, H) hidden states after the layers that were asked for, or None when none were.
     """
 
     hidden: Tensor
     logits: Tensor | None = None
+    layers: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Generated:
     """Image tokens that an AR backbone decoded, all from one pass.
 
+    Where a bridge reads prompts or learned queries there are none to decode: N is then 0, and the states are those at
+    the L positions that the bridge reads.
+
     Attributes:
         ids: (B, N) int64 codes in [0, codebook_size).
-        hidden: (B, 1 + N, H) hidden states at the scale token and at every image token.
+        hidden: (B, 1 + N, H) hidden states at the scale token and at every image token; or (B, L, H).
         log_probs: (B, N) log-probability of each id under the distribution it was drawn from.
+        mask: (B, L) bool, False at positions of `hidden` that are padding; None where none is.
+        layers: (B, K, 1 + N, H) or (B, K, L, H) states after the layers that were asked for, or None.
     """
 
     ids: Tensor
     hidden: Tensor
     log_probs: Tensor
+    mask: Tensor | None = None
+    layers: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class ARStates:
-    """What a bridge may read from the AR model.
+    """What a bridge may read.
 
     Attributes:
-        hidden: (B, L, H) hidden states at the condition positions.
+        hidden: (B, L, H) the AR model's last hidden states at the condition positions; or (B, N, D), the tokenizer's
+            features of the image tokens, for a bridge that reads those.
         mask: (B, L) bool, False where a position does not count; None where all count.
+        layers: (B, K, L, H) hidden states after the layers that the bridge asks for, or None when it asks for none.
     """
 
     hidden: Tensor
     mask: Tensor | None = None
+    layers: Tensor | None = None
 
     def null(self) -> ARStates:
         """The unconditional states: zeros before the bridge, whose biases and norm still act on them."""
-        return replace(self, hidden=torch.zeros_like(self.hidden))
+        layers = None if self.layers is None else torch.zeros_like(self.layers)
+        return replace(self, hidden=torch.zeros_like(self.hidden), layers=layers)
 
     def drop(self, dropped: Tensor) -> ARStates:
         """The same states with the rows of `dropped` (B,) bool set to null."""
-        return replace(self, hidden=self.hidden.masked_fill(dropped[:, None, None], 0.0))
+        layers = None if self.layers is None else self.layers.masked_fill(dropped[:, None, None, None], 0.0)
+        return replace(self, hidden=self.hidden.masked_fill(dropped[:, None, None], 0.0), layers=layers)
+
+    def __getitem__(self, rows: Tensor | slice) -> ARStates:
+        """The chosen rows."""
+        mask, layers = (None if t is None else t[rows] for t in (self.mask, self.layers))
+        return ARStates(self.hidden[rows], mask, layers)
 
 
 @dataclass(frozen=True)
@@ -111,24 +130,26 @@ class Conditioning:
     Attributes:
         embeds: (B, L, C).
         mask: (B, L) bool, False where a position does not count; None where all count.
+        num_appended: how many positions at the end came from elsewhere than the bridge (`followed_by`).
     """
 
     embeds: Tensor
     mask: Tensor | None = None
+    num_appended: int = 0
 
     def followed_by(self, embeds: Tensor) -> Conditioning:
         """The condition with more positions (B, M, C) at its end."""
         mask = self.mask
         if mask is not None:
             mask = torch.cat([mask, mask.new_ones(embeds.shape[:2])], dim=1)
-        return Conditioning(torch.cat([self.embeds, embeds], dim=1), mask)
+        return Conditioning(torch.cat([self.embeds, embeds], dim=1), mask, self.num_appended + embeds.shape[1])
 
     def stacked_on(self, other: Conditioning) -> Conditioning:
         """The rows of `other`, then these; both have the same positions."""
         masks = None
         if self.mask is not None or other.mask is not None:
             masks = torch.cat([one.full_mask() for one in (other, self)])
-        return Conditioning(torch.cat([other.embeds, self.embeds]), masks)
+        return replace(self, embeds=torch.cat([other.embeds, self.embeds]), mask=masks)
 
     def full_mask(self) -> Tensor:
         """The mask (B, L), all True where there is none."""
@@ -136,4 +157,4 @@ class Conditioning:
 
     def __getitem__(self, rows: Tensor | slice) -> Conditioning:
         """The chosen rows."""
-        return Conditioning(self.embeds[rows], None if self.mask is None else self.mask[rows])
+        return replace(self, embeds=self.embeds[rows], mask=None if self.mask is None else self.mask[rows])

@@ -28,6 +28,19 @@ def test_dropping_sets_the_chosen_rows_to_null_and_keeps_the_others() -> None:
     assert torch.equal(STATES.drop(torch.zeros(3, dtype=torch.bool)).hidden, STATES.hidden)
 
 
+def test_layers_are_dropped_with_the_rest_and_rows_are_chosen_from_all() -> None:
+    layers = torch.stack([STATES.hidden, STATES.hidden + 1], dim=1)
+    states = ARStates(STATES.hidden, STATES.mask, layers)
+    assert not states.null().layers.any() and states.null().layers.shape == layers.shape  # type: ignore[union-attr]
+    dropped = states.drop(torch.tensor([False, True, False])).layers
+    assert not dropped[1].any() and torch.equal(dropped[[0, 2]], layers[[0, 2]])  # type: ignore[index]
+    rows = states[torch.tensor([2, 0])]
+    for part, whole in ((rows.hidden, states.hidden), (rows.mask, states.mask), (rows.layers, layers)):
+        assert torch.equal(part, whole[[2, 0]])  # type: ignore[arg-type, index]
+    plain = ARStates(STATES.hidden)[1:]
+    assert len(plain.hidden) == 2 and plain.mask is None and plain.layers is None
+
+
 def test_no_gradient_passes_a_dropped_row() -> None:
     hidden = STATES.hidden.clone().requires_grad_()
     ARStates(hidden, STATES.mask).drop(torch.tensor([True, False, False])).hidden.sum().backward()
@@ -51,6 +64,8 @@ def test_a_mask_appears_where_one_of_two_conditions_has_it() -> None:
     assert torch.equal(both.mask, torch.cat([torch.ones(3, 2, dtype=torch.bool), masked.mask]))
     more = torch.zeros(3, 5, 4)
     assert plain.followed_by(more).mask is None
+    assert plain.num_appended == 0 and plain.followed_by(more).followed_by(more)[1:].num_appended == 10
+    assert plain.followed_by(more).stacked_on(masked.followed_by(more)).num_appended == 5
     longer = masked.followed_by(more)
     assert longer.embeds.shape == (3, 7, 4)
     assert longer.mask is not None and longer.mask[:, 2:].all() and torch.equal(longer.mask[:, :2], masked.mask)

@@ -63,6 +63,15 @@ class ARBackbone(Part):
     def context_length(self) -> int:
         """Most positions of a sequence."""
 
+    @property
+    def num_layers(self) -> int:
+        """Number of layers whose hidden states can be asked for.
+
+        Raises:
+            ValueError: if the backbone does not say.
+        """
+        raise ValueError(f"{type(self).__name__} does not say its num_layers; define the property.")
+
     @abstractmethod
     def extend_vocabulary(self, num_codes: int, num_scales: int = 3, codebook: Tensor | None = None) -> ImageVocabulary:
         """Adds image ids after the text vocabulary; does nothing if they are there already.
@@ -89,6 +98,7 @@ class ARBackbone(Part):
         logits_for: tuple[int, int] | None = None,
         logits_at: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        layers: Sequence[int] | None = None,
     ) -> AROutput:
         """Hidden states of sequences, and logits where they are asked for.
 
@@ -98,6 +108,8 @@ class ARBackbone(Part):
             logits_for: range of ids to score; no logits when None.
             logits_at: (B, T) bool, positions to score; the logits are then (positions, ids). All when None.
             inputs_embeds: (B, T, H) input embeddings in place of those of the ids.
+            layers: layers whose hidden states are returned too: 0 the input embeddings, i those after layer i;
+                negative ones count from the end, -1 being `hidden` itself, after the final norm.
 
         Raises:
             ValueError: if the sequences are longer than the context.
@@ -114,6 +126,7 @@ class ARBackbone(Part):
         negative: tuple[Tensor, Tensor] | None = None,
         token_guidance_scale: float = 1.0,
         inputs_embeds: Tensor | None = None,
+        layers: Sequence[int] | None = None,
     ) -> Generated:
         """Decodes image tokens in one cached pass.
 
@@ -127,7 +140,9 @@ class ARBackbone(Part):
             token_guidance_scale: classifier-free guidance on the logits; 1 turns it off.
             inputs_embeds: (B, T, H) input embeddings of the prompts in place of those of their ids; without token
                 guidance only.
+            layers: layers whose hidden states are kept too, as for `forward`.
 
         Returns:
-            ids (B, N) in [0, num_codes), hidden states (B, 1 + N, H) and log-probabilities (B, N).
+            ids (B, N) in [0, num_codes), hidden states (B, 1 + N, H), log-probabilities (B, N), and the states
+            (B, K, 1 + N, H) of the layers asked for.
         """

@@ -85,6 +85,11 @@ class CausalLM(ARBackbone):
         return int(self.lm.config.get_text_config().max_position_embeddings)
 
     @property
+    def num_layers(self) -> int:
+        """Number of decoder layers."""
+        return int(self.lm.config.get_text_config().num_hidden_layers)
+
+    @property
     def head(self) -> Tensor:
         """Output embeddings (V, H)."""
         head = self.lm.get_output_embeddings()
@@ -126,6 +131,7 @@ class CausalLM(ARBackbone):
         logits_for: tuple[int, int] | None = None,
         logits_at: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        layers: Sequence[int] | None = None,
     ) -> AROutput:
         """Hidden states of sequences, and logits over the ids asked for at the positions asked for."""
         if input_ids.shape[1] > self.context_length:
@@ -133,11 +139,12 @@ class CausalLM(ARBackbone):
                 f"the sequences hold {input_ids.shape[1]} positions, but the model's context {self.context_length}; "
                 "shorten the prompts or enlarge max_position_embeddings."
             )
-        hidden = self._run(input_ids, attention_mask, inputs_embeds=inputs_embeds).last_hidden_state
+        output = self._run(input_ids, attention_mask, inputs_embeds=inputs_embeds, keep_layers=bool(layers))
+        hidden, kept = output.last_hidden_state, _stack_layers(output, layers)
         if logits_for is None:
-            return AROutput(hidden)
+            return AROutput(hidden, layers=kept)
         scored = hidden if logits_at is None else hidden[logits_at]
-        return AROutput(hidden, F.linear(scored, self.head[logits_for[0] : logits_for[1]]))
+        return AROutput(hidden, F.linear(scored, self.head[logits_for[0] : logits_for[1]]), kept)
 
     @torch.no_grad()
     def generate(
@@ -150,6 +157,7 @@ class CausalLM(ARBackbone):
         negative: tuple[Tensor, Tensor] | None = None,
         token_guidance_scale: float = 1.0,
         inputs_embeds: Tensor | None = None,
+        layers: Sequence[int] | None = None,
     ) -> Generated:
         """Decodes image tokens with a key-value cache; hidden states and log-probabilities are kept as they come."""
         vocabulary = self._extended()
@@ -174,9 +182,11 @@ class CausalLM(ARBackbone):
         codes = self.head[vocabulary.first_code : vocabulary.size]
         cache = DynamicCache(config=self.lm.config)
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        hidden = self._run(input_ids, attention_mask, cache, position_ids, inputs_embeds).last_hidden_state[:, -1]
+        output = self._run(input_ids, attention_mask, cache, position_ids, inputs_embeds, keep_layers=bool(layers))
+        hidden = output.last_hidden_state[:, -1]
         position = position_ids[:, -1:]
         states, ids, log_probs = [hidden[:rows]], [], []
+        kept = [_stack_layers(output, layers, rows, -1)]
         ones = attention_mask.new_ones((len(attention_mask), 1))
         for _ in range(num_tokens):
             logits = F.linear(hidden, codes)
@@ -189,9 +199,12 @@ class CausalLM(ARBackbone):
             attention_mask = torch.cat([attention_mask, ones], dim=1)
             position = position + 1
             step_ids = (drawn + vocabulary.first_code).repeat(2 if guided else 1)[:, None]
-            hidden = self._run(step_ids, attention_mask, cache, position).last_hidden_state[:, -1]
+            output = self._run(step_ids, attention_mask, cache, position, keep_layers=bool(layers))
+            hidden = output.last_hidden_state[:, -1]
             states.append(hidden[:rows])
-        return Generated(torch.stack(ids, 1), torch.stack(states, 1), torch.stack(log_probs, 1))
+            kept.append(_stack_layers(output, layers, rows, -1))
+        per_layer = torch.cat([one for one in kept if one is not None], 2) if layers else None
+        return Generated(torch.stack(ids, 1), torch.stack(states, 1), torch.stack(log_probs, 1), layers=per_layer)
 
     def _extended(self) -> ImageVocabulary:
         if self.vocabulary is None:
@@ -205,6 +218,7 @@ class CausalLM(ARBackbone):
         cache: DynamicCache | None = None,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        keep_layers: bool = False,
     ) -> Any:
         """The decoder without its head; positions count from the first token that is no padding."""
         if position_ids is None and attention_mask is not None:
@@ -216,7 +230,21 @@ class CausalLM(ARBackbone):
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
+            output_hidden_states=keep_layers,
         )
+
+
+def _stack_layers(
+    output: Any, layers: Sequence[int] | None, rows: int | None = None, start: int | None = None
+) -> Tensor | None:
+    """Hidden states (B, K, T, H) of the layers asked for, at the first `rows` and the positions from `start` on."""
+    if not layers:
+        return None
+    # One more than there are layers: the input embeddings come first, and the last ones are past the final norm.
+    every = output.hidden_states
+    if strange := [layer for layer in layers if not -len(every) <= layer < len(every)]:
+        raise ValueError(f"layers names {strange}; the model has 0..{len(every) - 1}, or -1 and so on from the end.")
+    return torch.stack([every[layer][:rows, start:] for layer in layers], dim=1)
 
 
 def _resolve(values: dict[str, Any]) -> PreTrainedConfig:

@@ -100,6 +100,9 @@ class Denoiser(Part):
     def cond_dim(self) -> int:
         """Width C of the condition it takes."""
 
+    def check_condition(self, num_positions: int | None) -> None:
+        """Raises a ValueError where it can not take so many condition positions; None stands for any number."""
+
     @abstractmethod
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts (B, c, h, w) from noisy latents (B, c, h, w), noise levels `sigma` (B,) in [0, 1], a condition."""
@@ -112,6 +115,9 @@ class DiffusionHead(Part):
     @abstractmethod
     def cond_dim(self) -> int:
         """Width C of the condition; a bridge is built with it as its output width."""
+
+    def check_condition(self, num_positions: int | None) -> None:
+        """Raises a ValueError where it can not take so many condition positions; None stands for any number."""
 
     image_size: int | None = None
     """Side in pixels of the square images it renders, where it has one size."""

@@ -29,7 +29,8 @@ class DiT(Denoiser):
         mlp_ratio: hidden width of the perceptrons over `width`.
         patch_size: latent positions along each side that share a token.
         cond_grid: side of the grid that the last `cond_grid**2` condition positions form; they then carry the same
-            2-D sinusoids as the latents. None where the condition is no grid.
+            2-D sinusoids as the latents. Latents of reference images that follow them carry their own. None where the
+            condition is no grid.
     """
 
     def __init__(
@@ -68,6 +69,8 @@ class DiT(Denoiser):
         self.register_buffer("latent_positions", sincos_2d(tokens, width), persistent=False)
         self.cond_positions: Tensor | None
         self.register_buffer("cond_positions", sincos_2d(cond_grid, width) if cond_grid else None, persistent=False)
+        self.reference_positions: Tensor
+        self.register_buffer("reference_positions", sincos_2d(latent_size, width), persistent=False)
         for layer in (self.modulation[1], self.modulation_out, self.embed_out):
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
@@ -82,6 +85,16 @@ class DiT(Denoiser):
     def cond_dim(self) -> int:
         """Width of the condition."""
         return self._cond_dim
+
+    def check_condition(self, num_positions: int | None) -> None:
+        """Raises a ValueError where the condition can not hold the grid."""
+        least = 0 if self.cond_positions is None else len(self.cond_positions)
+        if least and (num_positions is None or num_positions < least):
+            told = "a number of positions that varies" if num_positions is None else f"{num_positions} positions"
+            raise ValueError(
+                f"the condition has {told}, but cond_grid ({self.cond_grid}) needs at least {least}; set cond_grid to "
+                "the tokenizer's grid, or to None."
+            )
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts (B, c, h, w) from noisy latents, noise levels (B,) and a condition.
@@ -98,13 +111,7 @@ class DiT(Denoiser):
         x = self.embed_in(rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)) + self.latent_positions
         cond = self.embed_cond(conditioning.embeds)
         if self.cond_positions is not None:
-            prefix = cond.shape[1] - len(self.cond_positions)
-            if prefix < 0:
-                raise ValueError(
-                    f"the condition has {cond.shape[1]} positions, but cond_grid ({self.cond_grid}) needs at least "
-                    f"{len(self.cond_positions)}; set cond_grid to the tokenizer's grid, or to None."
-                )
-            cond = cond + F.pad(self.cond_positions, (0, 0, prefix, 0))
+            cond = cond + self._places(cond.shape[1] - conditioning.num_appended, conditioning.num_appended)
         mask = None if conditioning.mask is None else conditioning.mask[:, None, None, :]
         time = self.embed_sigma(sinusoids(sigma * 1000, x.shape[-1]).to(self.modulation_out.weight.dtype))
         modulation = rearrange(self.modulation(time), "b (six d) -> six b 1 d", six=6)
@@ -113,6 +120,20 @@ class DiT(Denoiser):
         shift, scale = self.modulation_out(F.silu(time))[:, None].chunk(2, dim=-1)
         x = self.embed_out(self.norm_out(x) * (1 + scale) + shift)
         return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // p, p=p, q=p)
+
+    def _places(self, count: int, num_appended: int) -> Tensor:
+        """Sinusoids (count + num_appended, width): the grid at the end of the first, the latents' own at appended ones.
+
+        Appended positions that are no whole grids of latents have no place.
+        """
+        self.check_condition(count)
+        assert self.cond_positions is not None
+        places = F.pad(self.cond_positions, (0, 0, count - len(self.cond_positions), 0))
+        if num_appended == 0:
+            return places
+        grids, rest = divmod(num_appended, len(self.reference_positions))
+        own = F.pad(places[:0], (0, 0, 0, num_appended)) if rest else self.reference_positions.repeat(grids, 1)
+        return torch.cat([places, own])
 
 
 class DiTBlock(nn.Module):

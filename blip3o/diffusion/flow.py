@@ -72,6 +72,10 @@ class FlowHead(DiffusionHead):
         """Width of the condition: the denoiser's."""
         return self.denoiser.cond_dim
 
+    def check_condition(self, num_positions: int | None) -> None:
+        """The denoiser's."""
+        self.denoiser.check_condition(num_positions)
+
     @property
     def latent_channels(self) -> int:
         """Channels of the latents: the codec's."""

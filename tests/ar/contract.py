@@ -188,6 +188,33 @@ class ARBackboneContract:
         other = backbone.generate(ids, mask, NUM_TOKENS, GREEDY, inputs_embeds=embeds.flip(1))
         assert not torch.equal(tokens.hidden, other.hidden)
 
+    @torch.no_grad()
+    def test_layers_are_kept_in_the_same_pass(self) -> None:
+        """The states of layers are those a full pass gives, and asking for them changes nothing else."""
+        backbone = self.ready()
+        last = backbone.num_layers
+        asked = [0, 1, last, -1]
+        ids, mask = self.prompts(backbone)
+        plain, output = backbone(ids, mask), backbone(ids, mask, layers=asked)
+        assert plain.layers is None and torch.equal(plain.hidden, output.hidden)
+        assert output.layers.shape == (len(ids), 4, ids.shape[1], backbone.hidden_size)
+        assert torch.equal(output.layers[:, 3], output.hidden) and torch.equal(output.layers[:, 2], output.hidden)
+        for one, other in ((0, 1), (1, 2)):
+            assert (output.layers[:, one] - output.layers[:, other])[mask].abs().max() > 1e-3
+        tokens, kept = self.generate(backbone), self.generate(backbone, layers=asked)
+        assert tokens.layers is None
+        assert torch.equal(tokens.ids, kept.ids) and torch.equal(tokens.hidden, kept.hidden)
+        assert kept.layers.shape == (len(ids), 4, 1 + NUM_TOKENS, backbone.hidden_size)
+        assert torch.equal(kept.layers[:, 3], kept.hidden)
+        sequence = torch.cat([ids, kept.ids + backbone.vocabulary.first_code], dim=1)
+        whole = backbone(sequence, F.pad(mask, (0, NUM_TOKENS), value=True), layers=asked).layers
+        torch.testing.assert_close(kept.layers, whole[:, :, -NUM_TOKENS - 1 :], rtol=1e-4, atol=1e-4)
+        negative = self.prompts(backbone, ("a",) * 3)
+        guided = self.generate(backbone, negative=negative, token_guidance_scale=2.0, layers=[1])
+        assert guided.layers.shape == (len(ids), 1, 1 + NUM_TOKENS, backbone.hidden_size)
+        with pytest.raises(ValueError, match=rf"layers names \[{last + 1}\]; the model has 0..{last}"):
+            backbone(ids, mask, layers=[1, last + 1])
+
     def test_extending_adds_ids_after_the_text_and_keeps_what_text_means(self) -> None:
         backbone = self.backbone().eval()
         text = len(backbone.text_tokenizer)

@@ -10,7 +10,7 @@ from blip3o.diffusion import DiT
 from blip3o.diffusion.dit import sincos_2d
 from blip3o.structures import Conditioning
 from tests.diffusion.contract import DenoiserContract, condition
-from tests.tiny import tiny_dit
+from tests.tiny import tiny_dit, tiny_head
 
 
 class TestPlain(DenoiserContract):
@@ -59,6 +59,35 @@ def test_the_grid_is_the_end_of_the_condition() -> None:
 def test_a_condition_shorter_than_the_grid_is_refused() -> None:
     with pytest.raises(ValueError, match=r"15 positions, but cond_grid \(4\)"):
         tiny_dit(cond_grid=4)(torch.zeros(1, 48, 8, 8), torch.ones(1), condition(24, rows=1, positions=15))
+
+
+def test_the_grid_stands_before_what_follows_the_bridges_positions() -> None:
+    """Whole grids of reference latents carry their own places, other positions that follow carry none."""
+    denoiser = tiny_dit(latent_channels=4, cond_grid=4)
+    latents, sigma, cond = torch.randn(1, 4, 8, 8), torch.tensor([0.5]), condition(24, rows=1, positions=17)
+    for count, placed in ((64, True), (128, True), (5, False)):
+        more = condition(24, rows=1, positions=count, seed=3).embeds
+        prediction = denoiser(latents, sigma, cond.followed_by(more))
+        turned = denoiser(latents, sigma, cond.followed_by(more.flip(1)))
+        assert ((turned - prediction).abs().max() > 1e-3) == placed
+        masked = Conditioning(cond.embeds, cond.full_mask()).followed_by(more)
+        assert masked.mask is not None
+        masked.mask[:, 17:] = False
+        without = denoiser(latents, sigma, cond)
+        torch.testing.assert_close(denoiser(latents, sigma, masked), without, rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match=r"15 positions, but cond_grid \(4\)"):
+        denoiser(latents, sigma, condition(24, rows=1, positions=15).followed_by(more))
+
+
+def test_a_head_says_which_conditions_its_denoiser_takes() -> None:
+    placed, plain = tiny_head(tiny_dit(cond_grid=4)), tiny_head(tiny_dit())
+    for count in (16, 17, 100):
+        placed.check_condition(count)
+    for count in (None, 0, 15):
+        plain.check_condition(count)
+        told = f"{count} positions" if count is not None else "a number of positions that varies"
+        with pytest.raises(ValueError, match=rf"has {told}, but cond_grid \(4\) needs at least 16"):
+            placed.check_condition(count)
 
 
 def test_positions_are_all_different_and_nearest_to_their_neighbours() -> None:
