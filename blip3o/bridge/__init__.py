@@ -1,6 +1,8 @@
 """Bridges: hidden states to conditions."""
 
-from blip3o.bridge.base import Bridge
+from blip3o.bridge.base import Bridge, Reads
 from blip3o.bridge.mlp import MLPBridge
+from blip3o.bridge.perceiver import PerceiverBridge
+from blip3o.bridge.transformer import TransformerBridge
 
-__all__ = ["Bridge", "MLPBridge"]
+__all__ = ["Bridge", "MLPBridge", "PerceiverBridge", "Reads", "TransformerBridge"]

@@ -85,8 +85,8 @@ def build_optimizer(
 ) -> Optimizer:
     """An optimizer over the parameters that require a gradient.
 
-    With `muon`, every 2-D parameter goes to Muon but those whose names are those of embeddings, output heads or
-    codebooks (see `_looks_up`); these and everything else stay with AdamW.
+    With `muon`, every 2-D parameter goes to Muon but those whose names are those of embeddings, output heads, codebooks
+    or learned queries (see `_looks_up`); these and everything else stay with AdamW.
 
     Raises:
         ValueError: if none requires one.
@@ -120,8 +120,8 @@ def state_size(optimizer: Optimizer) -> int:
 
 
 def _looks_up(name: str) -> bool:
-    """Whether a parameter belongs to an embedding, a codebook or an output head."""
-    return any(one.startswith("embed") or one.endswith(("head", "codebook")) for one in name.split("."))
+    """Whether a parameter belongs to an embedding, a codebook, learned queries or an output head."""
+    return any(one.startswith("embed") or one.endswith(("head", "codebook", "queries")) for one in name.split("."))
 
 
 def build_schedule(

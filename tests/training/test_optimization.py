@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from blip3o.bridge import PerceiverBridge
 from blip3o.training.muon import Muon
 from blip3o.training.optimization import MuonAdamW, build_optimizer, build_schedule
 from tests.tiny import seeded
@@ -61,6 +62,15 @@ def test_muon_takes_the_hidden_matrices_and_adamw_all_others() -> None:
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(taken), "none is trained twice"
     assert [group["lr"] for group in optimizer.param_groups] == [0.02, 0.3]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1, 0.1]
+
+
+def test_learned_queries_are_no_hidden_matrices() -> None:
+    bridge = PerceiverBridge(8, 8, num_latents=4, num_heads=2, depth=1, reads="queries", num_queries=4)
+    optimizer = build_optimizer(bridge.named_parameters(), name="muon", lr=0.02)
+    assert isinstance(optimizer, MuonAdamW)
+    by_adamw = {id(p) for p in optimizer.parts[1].param_groups[0]["params"]}
+    assert {id(bridge.queries), id(bridge.latent_queries)} <= by_adamw
+    assert id(bridge.proj_out.weight) not in by_adamw
 
 
 def test_frozen_parameters_are_left_out() -> None:
