@@ -46,7 +46,7 @@ def describe_parts(model: Blip3oNext) -> list[PartInfo]:
     sizes = {
         "tokenizer": f"{model.tokenizer.num_tokens()} tokens an image, {model.tokenizer.codebook_size} codes",
         "ar": f"hidden size {model.ar.hidden_size}, context {model.ar.context_length}",
-        "bridge": f"{model.bridge.in_features} to {model.bridge.out_features} features",
+        "bridge": f"{model.bridge.in_features} to {model.bridge.out_features} features, reads {model.bridge.reads}",
         "diffusion": f"condition width {model.diffusion.cond_dim}",
     }
     return [

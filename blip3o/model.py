@@ -8,14 +8,16 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.bridge.base import Bridge
 from blip3o.diffusion.base import Codec, DiffusionHead, Generators
+from blip3o.fitting import build_bridge, build_reference_features, build_reference_latents
 from blip3o.part import Part
 from blip3o.prompts import PromptTemplate, SequenceBuilder, Supervise
+from blip3o.reading import as_generated, decoded_states, prompt_states, sequence_states
+from blip3o.references import Told, projected_latents, read_references, told_embeds
 from blip3o.structures import IGNORE_INDEX, ARStates, Conditioning, Generated
 from blip3o.tokenizers.base import ImageTokenizer
 
@@ -52,27 +54,19 @@ class Rendered:
     latents: Tensor
 
 
-@dataclass(frozen=True)
-class Told:
-    """What the AR model is told of reference images.
-
-    Attributes:
-        ids: (B, R N) codes, None without references.
-        features: (B, R N, F) continuous features, None where they are not asked for.
-    """
-
-    ids: Tensor | None = None
-    features: Tensor | None = None
-
-
 class Blip3oNext(Part):
     """Text to discrete image tokens to hidden states to a condition to latents.
+
+    What lies between text and condition is the bridge's choice (`Bridge.reads`): the states at the image tokens that
+    the AR model writes, these tokens' features alone, or, without writing any, the states at the prompt or at learned
+    queries after it.
 
     Args:
         tokenizer: image tokenizer; its ids are what the AR model learns to write.
         ar: AR backbone; its vocabulary is extended by the tokenizer's codes.
         bridge: called with `(ar.hidden_size, diffusion.cond_dim)`, such as `MLPBridge` or
-            `functools.partial(MLPBridge, depth=3)`.
+            `functools.partial(MLPBridge, depth=3)`; one that reads token features is called again, with
+            `(tokenizer.feature_dim, diffusion.cond_dim)`.
         diffusion: diffusion head.
         template: wording of the prompts.
         reference_features: editing by features: called with `(tokenizer.continuous_dim, ar.hidden_size)`, it projects
@@ -105,34 +99,12 @@ class Blip3oNext(Part):
         self.tokenizer = tokenizer
         self.ar = ar
         self.diffusion = diffusion
-        self.bridge = bridge(ar.hidden_size, diffusion.cond_dim)
-        if self.bridge.reads != "image_tokens":
-            raise ValueError(
-                f"bridge ({type(self.bridge).__name__}) reads {self.bridge.reads!r}, but this model gives the states "
-                "of 'image_tokens' only; choose a bridge that reads those."
-            )
-        widths = (self.bridge.in_features, self.bridge.out_features)
-        if widths != (ar.hidden_size, diffusion.cond_dim):
-            raise ValueError(
-                f"the bridge maps {widths[0]} to {widths[1]} features, but the AR model gives {ar.hidden_size} and the "
-                f"diffusion head takes {diffusion.cond_dim}; pass a callable that uses the two widths it is given."
-            )
+        self.bridge = build_bridge(bridge, tokenizer, ar, diffusion)
         self.reference_features = self.reference_latents = None
         if reference_features is not None:
-            if tokenizer.continuous_dim is None:
-                raise ValueError(
-                    f"reference_features needs a tokenizer with continuous features, and {type(tokenizer).__name__} "
-                    "has none; leave it out, or use TATok."
-                )
-            self.reference_features = reference_features(tokenizer.continuous_dim, ar.hidden_size)
+            self.reference_features = build_reference_features(reference_features, tokenizer, ar)
         if reference_latents is not None:
-            self.reference_latents = reference_latents(diffusion.latent_channels, diffusion.cond_dim)
-        needed = tokenizer.num_tokens() + 2
-        if needed >= ar.context_length:
-            raise ValueError(
-                f"the tokenizer writes {tokenizer.num_tokens()} tokens an image, which with two markers and a prompt "
-                f"do not fit the AR model's context ({ar.context_length}); enlarge max_position_embeddings."
-            )
+            self.reference_latents = build_reference_latents(reference_latents, diffusion)
         codebook = None
         if tokenizer.feature_dim == ar.hidden_size:
             with torch.no_grad():
@@ -185,6 +157,9 @@ class Blip3oNext(Part):
     ) -> ModelLosses:
         """Cross-entropy of the image tokens and the diffusion head's losses, from one AR pass.
 
+        Where the bridge needs no image tokens, none are written: there is no cross-entropy then, of no tokens, and the
+        AR model trains through the bridge alone.
+
         Args:
             images: (B, 3, H, W) in [-1, 1], what the diffusion head learns to render.
             captions: B captions.
@@ -197,33 +172,24 @@ class Blip3oNext(Part):
             dropped: (R,) bool, rows whose condition is replaced by the null condition.
             generator: source of noise and timesteps, one or one for each of the R rows.
         """
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            image_ids = self.tokenizer.encode(
-                images if token_images is None else token_images
-            ).ids  # in the tokenizer's own precision: they are the target
-        told = self._read(references, token_references)
-        sequences = self.sequences.training(captions, image_ids, supervise, references=told.ids)
-        vocabulary = self.sequences.vocabulary
-        first = vocabulary.first_code if supervise == "image" else 0
-        labels = F.pad(sequences.labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        # A padding position predicts nothing: the first token of a row is given, whatever the padding.
-        scored = (labels != IGNORE_INDEX) & sequences.attention_mask
-        output = self.ar(
-            sequences.input_ids,
-            sequences.attention_mask,
-            logits_for=(first, vocabulary.size),
-            logits_at=scored,
-            inputs_embeds=self._embeds(sequences.input_ids, sequences.reference_mask, told),
-        )
-        cross_entropy = F.cross_entropy(output.logits.float(), labels[scored] - first, reduction="sum")
-        # The condition positions are a contiguous block that ends at the same distance from the right in every row.
-        hidden = output.hidden[:, sequences.condition_mask[0]][rendered_rows]
-        states = ARStates(hidden)
+        told = self._told(references if token_references is None else token_references)
+        if self.bridge.needs_tokens:
+            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
+                image_ids = self.tokenizer.encode(
+                    images if token_images is None else token_images
+                ).ids  # in the tokenizer's own precision: they are the target
+            states, cross_entropy, num_tokens = self._taught(captions, image_ids, supervise, told)
+        else:
+            if len(captions) != len(images):
+                raise ValueError(f"captions ({len(captions)}) and images ({len(images)}) must have one length.")
+            states = self._asked(captions, told, known_words=True)
+            cross_entropy = num_tokens = torch.zeros((), device=images.device)
+        states = states[rendered_rows]
         if dropped is not None:
             states = states.drop(dropped)
         condition = self.bridge(states)
         if self.reference_latents is not None and references is not None:
-            projected = self._projected_latents(references[rendered_rows])
+            projected = projected_latents(self.diffusion, self.reference_latents, references[rendered_rows])
             if dropped is not None:
                 projected = projected.masked_fill(dropped[:, None, None], 0.0)
             condition = condition.followed_by(projected)
@@ -231,7 +197,7 @@ class Blip3oNext(Part):
         flow = self.diffusion.loss(
             images[rendered_rows], condition, None if beside is None else beside[rendered_rows], generator=generator
         )
-        return ModelLosses(cross_entropy, scored.sum(), flow)
+        return ModelLosses(cross_entropy, num_tokens, flow)
 
     @torch.no_grad()
     def write(
@@ -243,7 +209,10 @@ class Blip3oNext(Part):
         token_guidance_scale: float = 1.0,
         token_references: Tensor | None = None,
     ) -> Generated:
-        """Image tokens for captions.
+        """Image tokens for captions, and the states that the bridge reads.
+
+        Where the bridge needs no image tokens, none are decoded: the ids are (B, 0), the sampling and the guidance of
+        tokens do nothing, and the states are those of one pass over the prompts.
 
         Args:
             captions: B captions, or instructions where there are references.
@@ -253,7 +222,9 @@ class Blip3oNext(Part):
                 were trained with dropped captions; 1 turns it off.
             token_references: (B, R, 3, h, w) in [-1, 1], reference images at the image tokenizer's size.
         """
-        told = self._read(token_references, token_references)
+        told = self._told(token_references)
+        if not self.bridge.needs_tokens:
+            return as_generated(self._asked(captions, told))
         ids, mask = (t.to(self.device) for t in self.sequences.prompts(captions, references=told.ids))
         negative = None
         if token_guidance_scale != 1:
@@ -267,15 +238,16 @@ class Blip3oNext(Part):
             generator,
             negative,
             token_guidance_scale,
-            self._embeds(ids, ids >= self.sequences.vocabulary.first_code, told),
+            self._prompt_embeds(ids, told),
+            self.bridge.ar_layers or None,
         )
 
     def condition(self, tokens: Generated, references: Tensor | None = None) -> tuple[Conditioning, Conditioning]:
         """The condition of decoded tokens and of reference images (B, R, 3, H, W), and the null condition."""
-        states = ARStates(tokens.hidden)
+        states = decoded_states(self.bridge, self.tokenizer, tokens)
         condition, null = self.bridge(states), self.bridge(states.null())
         if self.reference_latents is not None and references is not None:
-            projected = self._projected_latents(references)
+            projected = projected_latents(self.diffusion, self.reference_latents, references)
             return condition.followed_by(projected), null.followed_by(torch.zeros_like(projected))
         return condition, null
 
@@ -325,35 +297,43 @@ class Blip3oNext(Part):
         )
         return Rendered(tokens, conditioning, drawn)
 
-    @torch.no_grad()
-    def _read(self, references: Tensor | None, token_references: Tensor | None) -> Told:
-        """What the tokenizer reads from reference images (B, R, 3, h, w)."""
-        images = references if token_references is None else token_references
-        if images is None:
-            return Told()
-        flat = rearrange(images, "b r c h w -> (b r) c h w")
-        with torch.autocast(flat.device.type, enabled=False):
-            ids = rearrange(self.tokenizer.encode(flat).ids, "(b r) n -> b (r n)", b=len(images))
-            if self.reference_features is None:
-                return Told(ids)
-            features = rearrange(self.tokenizer.continuous_features(flat), "(b r) n f -> b (r n) f", b=len(images))
-        return Told(ids, features)
+    def _taught(
+        self, captions: Sequence[str], image_ids: Tensor, supervise: Supervise, told: Told
+    ) -> tuple[ARStates, Tensor, Tensor]:
+        """What the bridge reads of sequences with their image tokens (B, N), the summed cross-entropy and its count."""
+        sequences = self.sequences.training(captions, image_ids, supervise, references=told.ids)
+        vocabulary = self.sequences.vocabulary
+        first = vocabulary.first_code if supervise == "image" else 0
+        labels = F.pad(sequences.labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        # A padding position predicts nothing: the first token of a row is given, whatever the padding.
+        scored = (labels != IGNORE_INDEX) & sequences.attention_mask
+        output = self.ar(
+            sequences.input_ids,
+            sequences.attention_mask,
+            logits_for=(first, vocabulary.size),
+            logits_at=scored,
+            inputs_embeds=told_embeds(
+                self.ar, self.reference_features, sequences.input_ids, sequences.reference_mask, told
+            ),
+            layers=self.bridge.ar_layers or None,
+        )
+        cross_entropy = F.cross_entropy(output.logits.float(), labels[scored] - first, reduction="sum")
+        states = sequence_states(self.bridge, self.tokenizer, output, sequences.condition_mask, image_ids)
+        return states, cross_entropy, scored.sum()
 
-    def _embeds(self, input_ids: Tensor, reference_mask: Tensor, told: Told) -> Tensor | None:
-        """Input embeddings (B, T, H) whose reference positions hold projected features; None where there are none."""
-        if told.features is None or self.reference_features is None:
-            return None
-        projected = self.reference_features(ARStates(told.features)).embeds
-        embeds = self.ar.embed(input_ids)
-        return embeds.masked_scatter(reference_mask[..., None].to(embeds.device), projected.to(embeds.dtype))
+    def _asked(self, captions: Sequence[str], told: Told, *, known_words: bool = False) -> ARStates:
+        """What the bridge reads of prompts alone."""
+        prompts = self.sequences.prompts(captions, references=told.ids, known_words=known_words)
+        ids, mask = (t.to(self.device) for t in prompts)
+        return prompt_states(self.ar, self.bridge, ids, mask, self._prompt_embeds(ids, told))
 
-    def _projected_latents(self, references: Tensor) -> Tensor:
-        """Latents of reference images (B, R, 3, H, W) as condition positions (B, R h w, C)."""
-        assert self.reference_latents is not None
-        with torch.no_grad(), torch.autocast(references.device.type, enabled=False):
-            latents = self.diffusion.encode(rearrange(references, "b r c h w -> (b r) c h w"))
-        positions = rearrange(latents, "(b r) c h w -> b (r h w) c", b=len(references))
-        return self.reference_latents(ARStates(positions)).embeds
+    def _told(self, images: Tensor | None) -> Told:
+        """What the AR model is told of reference images (B, R, 3, h, w)."""
+        return read_references(self.tokenizer, images, with_features=self.reference_features is not None)
+
+    def _prompt_embeds(self, ids: Tensor, told: Told) -> Tensor | None:
+        """Input embeddings of prompts (B, T), where they are other than those of the ids."""
+        return told_embeds(self.ar, self.reference_features, ids, ids >= self.sequences.vocabulary.first_code, told)
 
     def _beside(self, references: Tensor | None) -> Tensor | None:
         """The references that the diffusion head takes for itself: none where only the bridges read them."""

@@ -56,8 +56,9 @@ class PipelineOutput:
     Attributes:
         images: list of PIL images; or float arrays or tensors in [0, 1], (B, H, W, 3) or (B, 3, H, W); or normalised
             latents (B, c, h, w).
-        token_ids: (B, N) int64 image tokens.
-        hidden_states: (B, 1 + N, H) the AR model's at the scale token and the image tokens.
+        token_ids: (B, N) int64 image tokens; N is 0 where the bridge needs none.
+        hidden_states: (B, 1 + N, H) the AR model's at the scale token and the image tokens; where there are none,
+            (B, L, H) at the prompt (zero at padding) or at the learned queries.
         conditioning: what the diffusion head was conditioned on: embeds (B, L, C) and their mask.
         latents: (B, c, h, w) normalised latents.
     """

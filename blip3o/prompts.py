@@ -99,7 +99,7 @@ class SequenceBuilder:
         return [word for word in text.split() if unknown is not None and unknown in self.text(word)]
 
     def prompts(
-        self, captions: Sequence[str], scale: int = 1, references: Tensor | None = None
+        self, captions: Sequence[str], scale: int = 1, references: Tensor | None = None, *, known_words: bool = False
     ) -> tuple[Tensor, Tensor]:
         """Prompts up to and including the scale token, left-padded: ids (B, T) int64 and mask (B, T) bool.
 
@@ -107,9 +107,16 @@ class SequenceBuilder:
             captions: B captions, or instructions where there are references.
             scale: pool scale of the image that is asked for.
             references: (B, R) codes of all reference images of each row, one image after the other.
+            known_words: refuse a caption with a word that the text tokenizer lacks, as `training` does.
+
+        Raises:
+            ValueError: if the numbers of captions and references differ, or a word is refused.
         """
         opening = [self.vocabulary.image_start, self.vocabulary.scale(scale)]
-        return self._left_pad([[*prompt, *opening] for prompt in self._asked(captions, references)])
+        prompts = self._asked(captions, references)
+        if known_words:
+            self._refuse_unknown(captions, prompts)
+        return self._left_pad([[*prompt, *opening] for prompt in prompts])
 
     def training(
         self,

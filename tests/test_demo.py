@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -10,9 +11,10 @@ import pytest
 import torch
 
 from blip3o import Blip3oPipeline
+from blip3o.bridge import MLPBridge
 from blip3o.demo.__main__ import main
 from blip3o.demo.page import render_cell
-from blip3o.demo.stages import fresh_copy, token_grid
+from blip3o.demo.stages import fresh_copy, showcase, token_grid
 from blip3o.shapes import SHAPES_MINI, evaluation_captions
 from tests.tiny import tiny_model
 
@@ -54,6 +56,13 @@ class Page(HTMLParser):
 def model_folder(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model in a folder whose name HTML would misread."""
     return Path(shutil.copytree(tiny_folder, tmp_path_factory.mktemp("demo") / 'a<b>&"c'))
+
+
+def test_a_model_that_writes_no_tokens_has_none_to_show(tmp_path: Path) -> None:
+    pipe = Blip3oPipeline(tiny_model(partial(MLPBridge, reads="prompt"), cond_grid=None))
+    with pytest.raises(ValueError, match="bridge reads 'prompt', so that it writes no image tokens"):
+        showcase(pipe, tmp_path, world_name="shapes-mini", seed=0)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_shows_every_stage(model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

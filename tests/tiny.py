@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -11,7 +11,7 @@ from jsonargparse import ArgumentParser
 from torch import Tensor, nn
 
 from blip3o.ar import CausalLM
-from blip3o.bridge import MLPBridge
+from blip3o.bridge import Bridge, MLPBridge
 from blip3o.diffusion import DCAE, Codec, Denoiser, DiT, FlowHead, FlowMatching, KLCodec, PixelCodec, Sana
 from blip3o.model import Blip3oNext
 from blip3o.part import Part
@@ -170,17 +170,20 @@ def tiny_head(denoiser: Denoiser | None = None, codec: Codec | None = None, *, s
     )
 
 
-def tiny_model(*, seed: int = 0) -> Blip3oNext:
+def tiny_model(
+    bridge: Callable[[int, int], Bridge] = MLPBridge, *, seed: int = 0, cond_grid: int | None = 4
+) -> Blip3oNext:
     """The whole composition: 16 tokens of 64 codes, a Qwen3, a perceptron, a DiT on pixels; about 100,000 parameters.
 
-    It is untrained, but perturbed, so that every output depends on every input.
+    It is untrained, but perturbed, so that every output depends on every input. A bridge that gives fewer than 16
+    positions, or a number that varies, needs `cond_grid=None`.
     """
     with seeded(seed):
         model = Blip3oNext(
             tokenizer=tiny_tokenizer(seed=seed),
             ar=tiny_ar(seed=seed),
-            bridge=MLPBridge,
-            diffusion=tiny_head(tiny_dit(seed=seed, cond_grid=4)),
+            bridge=bridge,
+            diffusion=tiny_head(tiny_dit(seed=seed, cond_grid=cond_grid)),
             template=PLAIN,
         )
     perturbed(model.ar, seed)

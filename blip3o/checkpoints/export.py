@@ -89,6 +89,11 @@ def _parts(source: Path) -> dict[str, dict[str, Any]]:
     for name, config in parts.items():
         if config["class_path"] != CLASSES[name]:
             raise ValueError(f"{name} is a {config['class_path']}; the released code knows {CLASSES[name]} only.")
+    reads = parts["bridge"].get("init_args", {})
+    if reads.get("reads", "image_tokens") != "image_tokens" or reads.get("ar_layers"):
+        raise ValueError(
+            f"bridge ({reads}) must read the last hidden states at image_tokens, as the released code does."
+        )
     head = parts["diffusion"]["init_args"]
     for name, cls in (("denoiser", "blip3o.diffusion.sana.Sana"), ("codec", "blip3o.diffusion.codecs.DCAE")):
         if head[name]["class_path"] != cls:

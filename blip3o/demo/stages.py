@@ -44,8 +44,13 @@ def showcase(pipe: Blip3oPipeline, root: Path, *, world_name: str, seed: int) ->
         seed: picks the captions; picture i is drawn with `seed + i`.
 
     Raises:
-        ValueError: if the model's pictures have another size than the world's.
+        ValueError: if the model's pictures have another size than the world's, or it writes no image tokens to show.
     """
+    if not pipe.model.bridge.needs_tokens:
+        raise ValueError(
+            f"the model's bridge reads {pipe.model.bridge.reads!r}, so that it writes no image tokens, which this page "
+            "shows; choose another model."
+        )
     world = get_world(world_name)
     captions = list(
         {parse_caption(c, world).tag: c for c in evaluation_captions(world, len(world.tags), seed)}.values()

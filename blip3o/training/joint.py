@@ -33,7 +33,8 @@ class JointModule(TrainingModule):
             `{"tokenizer": ..., "diffusion.codec": ...}`.
         trainable: patterns of parameter names in the model (`fnmatch`) that train, the rest being frozen; all but
             the image tokenizer and the codecs when None.
-        cross_entropy_weight: weight of the cross-entropy (mean over supervised tokens).
+        cross_entropy_weight: weight of the cross-entropy (mean over supervised tokens; 0 where the bridge needs no
+            image tokens and none are learnt).
         flow_weight: weight of the diffusion head's loss (mean over rows).
         supervise: tokens that carry cross-entropy.
         render_every: only rows whose index is a multiple of it train the diffusion head, which saves time where the
@@ -133,7 +134,7 @@ class JointModule(TrainingModule):
         generator = row_generators(self.seed, index, "validation", self.device)
         losses = self.model.losses(batch["image"], batch["caption"], supervise=self.supervise, generator=generator)
         values = {
-            f"{stage}/cross_entropy": losses.cross_entropy / losses.num_tokens,
+            f"{stage}/cross_entropy": losses.cross_entropy / losses.num_tokens.clamp(min=1),
             f"{stage}/flow": losses.flow.mean(),
         }
         self.log_dict(values, batch_size=len(index), sync_dist=True)

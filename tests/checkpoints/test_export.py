@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 
 from blip3o import Blip3oPipeline
-from blip3o.checkpoints import export_published, load_published
+from blip3o.checkpoints import CONFIG_NAME, export_published, load_published
 from blip3o.cli import main
 from tests.fixtures import FOLDER, needs_fixtures
 
@@ -53,6 +54,21 @@ def test_an_exported_checkpoint_needs_nothing_else(tmp_path: Path) -> None:
         assert torch.equal(again.model.state_dict()[key], tensor), key
     with pytest.raises(ValueError, match="exists and is no empty folder"):
         export_published(tmp_path / "ours", tmp_path / "back")
+
+
+@needs_fixtures
+@pytest.mark.parametrize("asked", [{"reads": "prompt"}, {"ar_layers": [-1, 1]}])
+def test_a_bridge_that_reads_what_the_released_code_does_not_give_is_refused(
+    tmp_path: Path, asked: dict[str, object]
+) -> None:
+    folder = FOLDER / "t2i"
+    pipe = load_published(folder / "checkpoint", diffusion=folder / "sana", vision=folder / "teacher")
+    ours = pipe.save_pretrained(tmp_path / "ours")
+    stored = yaml.safe_load((ours / CONFIG_NAME).read_text())
+    stored["model"]["init_args"]["bridge"]["init_args"] |= asked
+    (ours / CONFIG_NAME).write_text(yaml.safe_dump(stored))
+    with pytest.raises(ValueError, match="must read the last hidden states at image_tokens"):
+        export_published(ours, tmp_path / "back")
 
 
 def test_models_of_other_parts_are_refused_and_nothing_is_written(tiny_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,116 @@
+"""Whether the parts of a model fit together: what does not is refused, naming both parts and what to change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from blip3o.ar.base import ARBackbone
+from blip3o.bridge.base import Bridge
+from blip3o.diffusion.base import DiffusionHead
+from blip3o.tokenizers.base import ImageTokenizer
+
+BridgeFactory = Callable[[int, int], Bridge]
+"""Called with the width of what the bridge reads and the width that it has to give."""
+
+
+def build_bridge(factory: BridgeFactory, tokenizer: ImageTokenizer, ar: ARBackbone, diffusion: DiffusionHead) -> Bridge:
+    """The bridge between the AR model (or the image tokenizer, where it reads token features) and the diffusion head.
+
+    Raises:
+        ValueError: if it does not fit one of them.
+    """
+    bridge = factory(ar.hidden_size, diffusion.cond_dim)
+    given, giver = ar.hidden_size, "AR model"
+    if bridge.reads == "token_embeds":
+        given, giver = tokenizer.feature_dim, "image tokenizer"
+        if bridge.in_features != given:
+            bridge = factory(given, diffusion.cond_dim)
+    widths = (bridge.in_features, bridge.out_features)
+    if widths != (given, diffusion.cond_dim):
+        raise ValueError(
+            f"the bridge maps {widths[0]} to {widths[1]} features, but the {giver} gives {given} and the "
+            f"diffusion head takes {diffusion.cond_dim}; pass a callable that uses the two widths it is given."
+        )
+    if bridge.ar_layers:
+        _check_layers(bridge, ar)
+    _check_context(bridge, tokenizer, ar)
+    try:
+        diffusion.check_condition(condition_length(bridge, tokenizer))
+    except ValueError as error:
+        raise ValueError(
+            f"bridge ({type(bridge).__name__}, reads {bridge.reads!r}) and diffusion ({type(diffusion).__name__}) do "
+            f"not fit: {error}"
+        ) from error
+    return bridge
+
+
+def condition_length(bridge: Bridge, tokenizer: ImageTokenizer) -> int | None:
+    """Condition positions that the bridge gives for one image, None where they vary with the prompt."""
+    tokens = tokenizer.num_tokens()
+    states = {"image_tokens": 1 + tokens, "token_embeds": tokens, "queries": bridge.num_queries, "prompt": None}
+    return bridge.num_positions(states[bridge.reads])
+
+
+def build_reference_features(factory: BridgeFactory, tokenizer: ImageTokenizer, ar: ARBackbone) -> Bridge:
+    """The bridge between the tokenizer's continuous features and the AR model's input embeddings.
+
+    Raises:
+        ValueError: if the tokenizer has none, or the bridge does not give one position for each token.
+    """
+    if tokenizer.continuous_dim is None:
+        raise ValueError(
+            f"reference_features needs a tokenizer with continuous features, and {type(tokenizer).__name__} has none; "
+            "leave it out, or use TATok."
+        )
+    bridge = _build_plain("reference_features", factory, tokenizer.continuous_dim, ar.hidden_size)
+    count = tokenizer.num_tokens()
+    if bridge.num_positions(count) != count:
+        raise ValueError(
+            f"reference_features ({type(bridge).__name__}) makes {bridge.num_positions(count)} positions of the "
+            f"{count} tokens whose embeddings it replaces; use one that keeps their number, such as MLPBridge."
+        )
+    return bridge
+
+
+def build_reference_latents(factory: BridgeFactory, diffusion: DiffusionHead) -> Bridge:
+    """The bridge between the latents of reference images and the condition.
+
+    Raises:
+        ValueError: if it asks for queries or layers, which latents have not.
+    """
+    return _build_plain("reference_latents", factory, diffusion.latent_channels, diffusion.cond_dim)
+
+
+def _build_plain(name: str, factory: BridgeFactory, in_features: int, out_features: int) -> Bridge:
+    """A bridge that is given what it transforms."""
+    bridge = factory(in_features, out_features)
+    if bridge.queries is not None or bridge.ar_layers:
+        raise ValueError(
+            f"{name} ({type(bridge).__name__}) is given reference images and not what the AR model knows; leave out "
+            "num_queries and ar_layers."
+        )
+    return bridge
+
+
+def _check_layers(bridge: Bridge, ar: ARBackbone) -> None:
+    """Raises where the AR model lacks a layer that the bridge asks for."""
+    count = ar.num_layers
+    if strange := [layer for layer in bridge.ar_layers if not -count - 1 <= layer <= count]:
+        raise ValueError(
+            f"bridge ({type(bridge).__name__}) asks for ar_layers {strange}, but the AR model has {count} layers; "
+            f"choose from 0..{count}, or from -1 (the last) down to {-count - 1}."
+        )
+
+
+def _check_context(bridge: Bridge, tokenizer: ImageTokenizer, ar: ARBackbone) -> None:
+    """Raises where the AR model's context can not hold what is to follow the shortest prompt."""
+    if bridge.needs_tokens and tokenizer.num_tokens() + 2 >= ar.context_length:
+        raise ValueError(
+            f"the tokenizer writes {tokenizer.num_tokens()} tokens an image, which with two markers and a prompt "
+            f"do not fit the AR model's context ({ar.context_length}); enlarge max_position_embeddings."
+        )
+    if bridge.num_queries is not None and bridge.num_queries + 2 >= ar.context_length:
+        raise ValueError(
+            f"the bridge's num_queries ({bridge.num_queries}), which with two markers and a prompt do not fit the AR "
+            f"model's context ({ar.context_length}), must be fewer; or enlarge max_position_embeddings."
+        )
