@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 from blip3o.ar.causal_lm import CausalLM
 from blip3o.diffusion.flow import FlowHead
+from blip3o.fitting import condition_length
 from blip3o.model import Blip3oNext
 from blip3o.structures import Conditioning
 
@@ -99,14 +100,21 @@ def image_cost(
     """
     if not isinstance(model.ar, CausalLM) or not isinstance(model.diffusion, FlowHead):
         return None
-    head, num_tokens = model.diffusion, model.tokenizer.num_tokens()
+    head, bridge = model.diffusion, model.bridge
+    positions = condition_length(bridge, model.tokenizer)
+    length = bridge.num_positions(prompt_length) if positions is None else positions
+    if length is None:
+        return None
     with torch.device("meta"):
         latents = torch.zeros(1, *head.latent_shape)
-        condition = Conditioning(torch.zeros(1, 1 + num_tokens, head.cond_dim))
+        condition = Conditioning(torch.zeros(1, length, head.cond_dim))
         call = _flops(lambda: head.denoiser(latents, torch.zeros(1), condition))
         decoding = _flops(lambda: head.codec.decode_raw(latents))
     calls = num_inference_steps * (2 if guided else 1)
-    ar = _decoding_flops(model.ar, prompt_length, num_tokens) * (2 if token_guided else 1)
+    if bridge.needs_tokens:
+        ar = _decoding_flops(model.ar, prompt_length, model.tokenizer.num_tokens()) * (2 if token_guided else 1)
+    else:  # one pass over the prompt, and the queries where there are some
+        ar = _decoding_flops(model.ar, prompt_length + (bridge.num_queries or 0), 0)
     return ImageCost(ar, calls * call, decoding)
 
 
