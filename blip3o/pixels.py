@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from einops import rearrange
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.functional import center_crop, resize
 
@@ -13,6 +13,26 @@ from torchvision.transforms.functional import center_crop, resize
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 (H, W, 3) or (B, H, W, 3) to float32 (3, H, W) or (B, 3, H, W) in [-1, 1]."""
     return rearrange(torch.from_numpy(image).float() / 127.5 - 1, "... h w c -> ... c h w")
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """A still picture as its viewer shows it: turned as its EXIF tag says, in RGB, what is transparent over white.
+
+    Palettes, greyscale and CMYK are converted; of 16 bits a channel the upper 8 are kept.
+
+    Raises:
+        ValueError: if the pixels are floating-point numbers, whose range no file states.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode == "F":
+        raise ValueError("image holds floating-point pixels (mode F); store it with 8 or 16 bits a channel.")
+    if image.mode.startswith("I"):
+        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 256).astype(np.uint8))
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
 
 
 def squeezed(image: Image.Image, side: int) -> Tensor:
