@@ -57,5 +57,5 @@ def projected_latents(diffusion: DiffusionHead, projection: Bridge, references: 
     """Latents of reference images (B, R, 3, H, W) in [-1, 1] as condition positions (B, R h w, C)."""
     with torch.no_grad(), torch.autocast(references.device.type, enabled=False):
         latents = diffusion.encode(rearrange(references, "b r c h w -> (b r) c h w"))
-    positions = rearrange(latents, "(b r) c h w -> b (r h w) c", b=len(references))
+    positions = rearrange(latents, "(b r) c h w -> b (r h w) c", b=len(references), r=references.shape[1])
     return projection(ARStates(positions)).embeds

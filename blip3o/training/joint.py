@@ -17,11 +17,15 @@ from blip3o.prompts import Supervise
 from blip3o.training.attention import fast_attention
 from blip3o.training.base import Optimization, TrainingModule
 from blip3o.training.freezing import freeze
+from blip3o.training.mixed import mixed_latents, mixed_losses
 from blip3o.training.randomness import row_generators, row_uniform
 
 
 class JointModule(TrainingModule):
-    """Cross-entropy plus flow matching on captioned images (BLIP3o-NEXT's joint loss).
+    """Cross-entropy plus flow matching on captioned images and edits (BLIP3o-NEXT's joint loss).
+
+    A batch holds `index`, `caption` and `image`, and may hold `token_image`, `num_references`, `references` and
+    `token_references`; rows with and without references train in one batch (`blip3o.training.mixed`).
 
     All randomness of a row is a pure function of (seed, row index), so that batches may be split over processes and
     runs resumed without changing a number.
@@ -109,8 +113,9 @@ class JointModule(TrainingModule):
             )
         chosen = index[rows]
         with fast_attention(self.device):
-            losses = self.model.losses(
-                batch["image"],
+            losses = mixed_losses(
+                self.model,
+                batch,
                 captions,
                 supervise=self.supervise,
                 rendered_rows=rows,
@@ -129,10 +134,13 @@ class JointModule(TrainingModule):
         return loss
 
     def evaluation_step(self, batch: dict[str, Any], stage: str) -> Tensor:
-        """Losses on held-out scenes, and images generated for their captions."""
+        """Losses on held-out rows, and images generated for their captions or instructions."""
         index = batch["index"]
         generator = row_generators(self.seed, index, "validation", self.device)
-        losses = self.model.losses(batch["image"], batch["caption"], supervise=self.supervise, generator=generator)
+        rows = torch.arange(len(index), device=index.device)
+        losses = mixed_losses(
+            self.model, batch, batch["caption"], supervise=self.supervise, rendered_rows=rows, generator=generator
+        )
         values = {
             f"{stage}/cross_entropy": losses.cross_entropy / losses.num_tokens.clamp(min=1),
             f"{stage}/flow": losses.flow.mean(),
@@ -141,17 +149,18 @@ class JointModule(TrainingModule):
         return self.predict_step(batch, 0)
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] for the captions of a batch."""
+        """Images (B, 3, H, W) in [-1, 1] for the captions of a batch, or edits where its rows have references."""
         settings = self.generation_defaults
-        rendered = self.model.generate(
-            batch["caption"],
+        latents = mixed_latents(
+            self.model,
+            batch,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
             token_guidance_scale=settings.token_guidance_scale,
             generator=row_generators(self.seed, batch["index"], "generate", self.device),
         )
-        return self.model.diffusion.decode(rendered.latents)
+        return self.model.diffusion.decode(latents)
 
     def _mean_over_processes(self, count: Tensor) -> Tensor:
         """The mean count, 1 where it is 0 and so are the sums that it divides."""
