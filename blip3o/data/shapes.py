@@ -12,7 +12,7 @@ from einops import reduce
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from blip3o.data.stream import Row, RowStream
+from blip3o.data.stream import Row, RowStream, refuse_limited_batches
 from blip3o.pixels import to_tensor
 from blip3o.shapes import (
     World,
@@ -132,11 +132,7 @@ class ShapesDataModule(LightningDataModule):
             ValueError: if the trainer limits the batches of an epoch: the next one would repeat the same rows.
         """
         trainer = self.trainer
-        if trainer and trainer.limit_train_batches != 1.0:
-            raise ValueError(
-                f"limit_train_batches ({trainer.limit_train_batches}) would start the stream of rows anew every epoch; "
-                "leave it out and set max_steps."
-            )
+        refuse_limited_batches(trainer)
         stream = RowStream(
             self._make_row,
             batch_size=self.batch_size,

@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from lightning import Trainer
 from torch.utils.data import IterableDataset, get_worker_info
 
 Row = dict[str, Any]
+
+
+def refuse_limited_batches(trainer: Trainer | None) -> None:
+    """Raises a ValueError if the trainer limits the batches of an epoch: the next one would repeat the same rows."""
+    if trainer and trainer.limit_train_batches != 1.0:
+        raise ValueError(
+            f"limit_train_batches ({trainer.limit_train_batches}) would start the stream of rows anew every epoch; "
+            "leave it out and set max_steps."
+        )
 
 
 class RowStream(IterableDataset[Row]):
