@@ -84,6 +84,14 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, help="new folder to write")
     export.set_defaults(run=_export)
 
+    data = commands.add_parser("data", help="look at the data of an experiment")
+    checks = data.add_subparsers(dest="action", required=True, metavar="ACTION")
+    check = checks.add_parser("check", help="read rows of every source, and say what can not be used")
+    check.add_argument("config", type=Path, help="YAML with a `data` section")
+    check.add_argument("--output", type=Path, help="PNG of samples to write")
+    check.add_argument("--num", type=int, default=200, help="rows to read of each source (default: 200)")
+    check.set_defaults(run=_check_data)
+
     info = commands.add_parser("info", help="describe a model or an experiment, what they cost, and this machine")
     what = info.add_mutually_exclusive_group()
     what.add_argument("--model", default="tiny", help="bundled name, folder or hub id (default: tiny)")
@@ -174,6 +182,12 @@ def _export(options: argparse.Namespace) -> None:
     from blip3o.checkpoints import export_published
 
     print(export_published(options.model, options.out))
+
+
+def _check_data(options: argparse.Namespace) -> None:
+    from blip3o.data.check import check_data
+
+    check_data(options.config, options.output, options.num)
 
 
 def _info(options: argparse.Namespace) -> None:
