@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +76,8 @@ class PromptDataModule(LightningDataModule):
     """Batches `{"index": (B,) int64, "prompt": list[str], "metadata": list[dict]}` from a file.
 
     Training rows never end; each pass over the file has an order of its own, pure in the seed. Row b of the run is
-    the same however many processes and workers there are, and a resumed run goes on with the next batch.
+    the same however many processes and workers there are, and a resumed run goes on with the next batch. Building one
+    touches no file; that happens when a run is set up.
 
     Args:
         file: text file with a prompt a line, or JSON Lines with `prompt_key` and any metadata.
@@ -86,7 +87,7 @@ class PromptDataModule(LightningDataModule):
         val_file: prompts of validation, test and prediction, in the order of the file; none when None.
 
     Raises:
-        ValueError: if a file can not be read or holds no prompts, or a number is out of range.
+        ValueError: if a number is out of range.
     """
 
     def __init__(
@@ -102,11 +103,30 @@ class PromptDataModule(LightningDataModule):
         for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
             if value < least:
                 raise ValueError(f"{name} ({value}) must be at least {least}.")
-        self.prompts = read_prompts(file, prompt_key)
-        self.val_prompts = [] if val_file is None else read_prompts(val_file, prompt_key)
+        self.file = file
+        self.prompt_key = prompt_key
+        self.val_file = val_file
         self.batch_size = batch_size
         self.seed = seed
         self._first_batch = 0
+
+    @cached_property
+    def prompts(self) -> list[tuple[str, dict[str, Any]]]:
+        """Prompts of training, with their metadata."""
+        return read_prompts(self.file, self.prompt_key)
+
+    @cached_property
+    def val_prompts(self) -> list[tuple[str, dict[str, Any]]]:
+        """Prompts of validation, test and prediction, with their metadata."""
+        return [] if self.val_file is None else read_prompts(self.val_file, self.prompt_key)
+
+    def setup(self, stage: str) -> None:
+        """Reads the files, so that what is wrong with them stops a run before it starts.
+
+        Raises:
+            ValueError: if a file can not be read or holds no prompts.
+        """
+        _ = self.prompts, self.val_prompts
 
     def train_dataloader(self) -> DataLoader[Row]:
         """Endless; continues where a resumed run stopped.

@@ -79,6 +79,12 @@ def test_files_without_prompts_are_refused(tmp_path: Path, name: str, text: str 
         read_prompts(tmp_path / name)
 
 
+def test_files_are_read_when_a_run_is_set_up(tmp_path: Path) -> None:
+    module = PromptDataModule(file=str(tmp_path / "none.txt"))
+    with pytest.raises(ValueError, match="can not be read as text"):
+        module.setup("fit")
+
+
 def test_another_key_can_hold_the_prompt(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"text": "y", "n": 1}])
     assert read_prompts(path, "text") == [("y", {"text": "y", "n": 1})]
