@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from inspect import signature
-from typing import Any, Self
+from typing import Any
 
 from diffusers import AutoencoderDC, AutoencoderKL
 from einops import rearrange
 from torch import Tensor
 
 from blip3o.diffusion.base import Codec
-from blip3o.loading import check_keys, check_loading_info
+from blip3o.diffusion.library import FromDiffusers
 
 
-class DCAE(Codec):
+class DCAE(FromDiffusers, Codec):
     """Deep-compression autoencoder (DC-AE, arXiv 2410.10733), diffusers' `AutoencoderDC`.
 
     Args:
@@ -22,20 +21,12 @@ class DCAE(Codec):
         shift_factor: subtracted from raw latents before scaling.
     """
 
+    library = AutoencoderDC
+
     def __init__(self, config: dict[str, Any], scaling_factor: float | None = None, shift_factor: float = 0.0) -> None:
-        check_keys("config", config, signature(AutoencoderDC.__init__).parameters, "AutoencoderDC")
-        vae = AutoencoderDC.from_config(config)
+        vae = self.build(config)
         super().__init__(vae.config.scaling_factor if scaling_factor is None else scaling_factor, shift_factor)
         self.vae = vae
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str, subfolder: str | None = None) -> Self:
-        """From a diffusers folder or hub id; OSError where there is none, ValueError if its weights do not fit."""
-        vae, info = AutoencoderDC.from_pretrained(name_or_path, subfolder=subfolder, output_loading_info=True)
-        check_loading_info(info, name_or_path)
-        codec = cls(config=_plain_config(vae.config))
-        codec.vae = vae
-        return codec
 
     @property
     def latent_channels(self) -> int:
@@ -56,27 +47,19 @@ class DCAE(Codec):
         return self.vae.decode(latents).sample
 
 
-class KLCodec(Codec):
+class KLCodec(FromDiffusers, Codec):
     """Variational autoencoder of latent diffusion (arXiv 2112.10752), diffusers' `AutoencoderKL`.
 
     Args:
         config: arguments of `diffusers.AutoencoderKL`; `shift_factor` and `scaling_factor` are read from it.
     """
 
+    library = AutoencoderKL
+
     def __init__(self, config: dict[str, Any]) -> None:
-        check_keys("config", config, signature(AutoencoderKL.__init__).parameters, "AutoencoderKL")
-        vae = AutoencoderKL.from_config(config)
+        vae = self.build(config)
         super().__init__(vae.config.scaling_factor, vae.config.shift_factor or 0.0)
         self.vae = vae
-
-    @classmethod
-    def from_pretrained(cls, name_or_path: str, subfolder: str | None = None) -> Self:
-        """From a diffusers folder or hub id; OSError where there is none, ValueError if its weights do not fit."""
-        vae, info = AutoencoderKL.from_pretrained(name_or_path, subfolder=subfolder, output_loading_info=True)
-        check_loading_info(info, name_or_path)
-        codec = cls(config=_plain_config(vae.config))
-        codec.vae = vae
-        return codec
 
     @property
     def latent_channels(self) -> int:
@@ -129,8 +112,3 @@ class PixelCodec(Codec):
         """Patches to images."""
         p = self.patch_size
         return rearrange(latents, "b (c p q) h w -> b c (h p) (w q)", p=p, q=p)
-
-
-def _plain_config(config: Any) -> dict[str, Any]:
-    """A diffusers config without the private keys that name where it came from."""
-    return {key: value for key, value in dict(config).items() if not key.startswith("_")}

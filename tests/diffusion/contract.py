@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from blip3o.diffusion import Codec, Denoiser, DiffusionHead
+from blip3o.diffusion import Codec, Denoiser, DiffusionHead, FlowMatching
+from blip3o.diffusion.library import DiffusersDenoiser
 from blip3o.structures import Conditioning
 from tests.tiny import IMAGE_SIZE, generators, rebuilt, tiny_images
 
@@ -131,6 +135,31 @@ class DenoiserContract:
         torch.testing.assert_close(actual[0], expected[0], rtol=0, atol=1e-5)
         assert (actual[1] - expected[1]).abs().max() > 1e-3, "the other row counts them"
 
+    def test_masked_positions_get_no_gradient(self) -> None:
+        denoiser = self.denoiser()
+        latents, sigma, cond = self.inputs(denoiser)
+        mask = cond.full_mask().clone()
+        mask[0, -2:] = False
+        embeds = cond.embeds.clone().requires_grad_()
+        denoiser(latents, sigma, Conditioning(embeds, mask)).square().sum().backward()
+        assert embeds.grad is not None
+        assert torch.equal(embeds.grad.abs().sum(dim=2) > 0, mask)
+
+    def test_the_loss_on_one_batch_falls_by_half(self) -> None:
+        denoiser, objective = self.denoiser().train(), FlowMatching()
+        latents, sigma, cond = self.inputs(denoiser)
+        noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(5))
+        optimizer = torch.optim.AdamW(denoiser.parameters(), lr=5e-3)
+        losses = []
+        for _ in range(40):
+            prediction = denoiser(objective.add_noise(latents, noise, sigma), sigma, cond)
+            loss = (prediction - objective.target(latents, noise)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < losses[0] / 2
+
     def test_its_config_builds_it_again(self) -> None:
         denoiser = self.denoiser()
         again = rebuilt(denoiser)
@@ -140,7 +169,75 @@ class DenoiserContract:
         torch.testing.assert_close(again(*inputs), denoiser(*inputs), rtol=0, atol=1e-6)
 
 
-class DiffusionHeadContract:
+def counting(method: Callable[..., Any], calls: list[Any]) -> Callable[..., Any]:
+    """The method, noting every call of it."""
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return method(*args, **kwargs)
+
+    return counted
+
+
+class DiffusersDenoiserContract(DenoiserContract):
+    """What a denoiser around one of diffusers' transformers must do besides; give `denoiser()` as before."""
+
+    def denoiser(self) -> DiffusersDenoiser:
+        """The same small denoiser at every call, with no layer at zero."""
+        raise NotImplementedError
+
+    def test_from_pretrained_reads_a_diffusers_folder(self, tmp_path: Path) -> None:
+        denoiser = self.denoiser()
+        denoiser.transformer.save_pretrained(tmp_path / "transformer")
+        again = type(denoiser).from_pretrained(str(tmp_path), subfolder="transformer").eval()
+        rest = {k: v for k, v in denoiser.state_dict().items() if not k.startswith("transformer.")}
+        again.load_state_dict(rest, strict=False)
+        inputs = self.inputs(denoiser)
+        assert torch.equal(again(*inputs), denoiser(*inputs))
+        config = again.config()["init_args"]["config"]
+        assert type(config) is dict and config["in_channels"] == denoiser.latent_channels
+        assert rebuilt(again).config() == again.config()
+        with pytest.raises(OSError):
+            type(denoiser).from_pretrained(str(tmp_path / "none"))
+
+    def test_loading_builds_the_weights_once(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        denoiser = self.denoiser()
+        denoiser.transformer.save_pretrained(tmp_path)
+        built: list[Any] = []
+        monkeypatch.setattr(type(denoiser).library, "from_config", counting(type(denoiser).library.from_config, built))
+        type(denoiser).from_pretrained(str(tmp_path))
+        assert len(built) == 1, "diffusers itself builds them"
+
+    def test_from_pretrained_lists_weights_that_are_missing(self, tmp_path: Path) -> None:
+        denoiser = self.denoiser()
+        denoiser.transformer.save_pretrained(tmp_path)
+        path = tmp_path / "diffusion_pytorch_model.safetensors"
+        state = load_file(path)
+        lost = sorted(state)[0]
+        del state[lost]
+        save_file(state, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=lost.replace(".", r"\.")):
+            type(denoiser).from_pretrained(str(tmp_path))
+
+    def test_overrides_change_the_config_and_unknown_keys_are_refused(self, tmp_path: Path) -> None:
+        denoiser = self.denoiser()
+        denoiser.transformer.save_pretrained(tmp_path)
+        load = type(denoiser).from_pretrained
+        assert load(str(tmp_path), overrides={"sample_size": 16}).transformer.config.sample_size == 16
+        with pytest.raises(ValueError, match=r"overrides holds keys .* sample_sizes; did you mean sample_size"):
+            load(str(tmp_path), overrides={"sample_sizes": 16})
+        config = denoiser.init_args["config"]
+        with pytest.raises(ValueError, match=r"config holds keys .* in_chanels; did you mean in_channels"):
+            type(denoiser)({**config, "in_chanels": 4})
+
+    def test_other_numbers_of_output_channels_are_refused(self) -> None:
+        denoiser = self.denoiser()
+        given = denoiser.latent_channels
+        with pytest.raises(ValueError, match=rf"out_channels \({given + 1}\) must be {given}.*in_channels is {given}"):
+            type(denoiser)({**denoiser.init_args["config"], "out_channels": given + 1})
+
+
+class HeadContract:
     """Inherit, name the class `Test...` and give `head()`, for 32-pixel images."""
 
     takes_references = False
@@ -155,6 +252,40 @@ class DiffusionHeadContract:
     def sample(self, head: DiffusionHead, **arguments: Any) -> Tensor:
         values = {"num_inference_steps": 2, "generator": generators(2), **arguments}
         return head.sample(values.pop("conditioning", self.condition(head)), **values)
+
+    def test_the_loss_of_no_rows_is_empty(self) -> None:
+        head = self.head()
+        cond = self.condition(head)[:0]
+        assert head.loss(tiny_images(1)[:0], cond, generator=[]).shape == (0,)
+
+    def test_samples_have_the_shape_of_encoded_images(self) -> None:
+        head = self.head()
+        encoded = head.encode(tiny_images(2))
+        sampled = self.sample(head)
+        assert sampled.shape == encoded.shape
+        images = head.decode(sampled)
+        assert images.shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
+        assert images.min() >= -1 and images.max() <= 1
+
+    def test_references_are_refused_by_heads_that_can_not_use_them(self) -> None:
+        if self.takes_references:
+            pytest.skip("this head takes references")
+        head, references = self.head(), tiny_images(2)[:, None]
+        with pytest.raises(ValueError, match="references"):
+            self.sample(head, references=references)
+        with pytest.raises(ValueError, match="references"):
+            head.loss(tiny_images(2), self.condition(head), references)
+
+    def test_its_config_builds_it_again(self) -> None:
+        head = self.head()
+        again = rebuilt(head)
+        assert again.config() == head.config()
+        again.load_state_dict(head.state_dict())
+        torch.testing.assert_close(self.sample(again), self.sample(head), rtol=0, atol=1e-5)
+
+
+class DiffusionHeadContract(HeadContract):
+    """What a head that reads a condition must do besides; give `head()` as before."""
 
     def test_the_loss_has_one_finite_number_a_row_and_a_gradient(self) -> None:
         head = self.head()
@@ -172,26 +303,12 @@ class DiffusionHeadContract:
         torch.testing.assert_close(both[1:], alone, rtol=1e-4, atol=1e-6)
         assert not torch.allclose(both, head.loss(images, cond, generator=generators(2, first_seed=5)))
 
-    def test_the_loss_of_no_rows_is_empty(self) -> None:
-        head = self.head()
-        cond = self.condition(head)[:0]
-        assert head.loss(tiny_images(1)[:0], cond, generator=[]).shape == (0,)
-
     def test_the_loss_depends_on_the_condition(self) -> None:
         head = self.head()
         first, second = (
             head.loss(tiny_images(2), self.condition(head, seed), generator=generators(2)) for seed in (11, 12)
         )
         assert not torch.allclose(first, second)
-
-    def test_samples_have_the_shape_of_encoded_images(self) -> None:
-        head = self.head()
-        encoded = head.encode(tiny_images(2))
-        sampled = self.sample(head)
-        assert sampled.shape == encoded.shape
-        images = head.decode(sampled)
-        assert images.shape == (2, 3, IMAGE_SIZE, IMAGE_SIZE)
-        assert images.min() >= -1 and images.max() <= 1
 
     def test_a_sample_is_its_generators_alone(self) -> None:
         head = self.head()
@@ -249,19 +366,3 @@ class DiffusionHeadContract:
         for count in (1, 3):
             with pytest.raises(ValueError, match=f"{count} generators for 2 rows"):
                 head.loss(tiny_images(2), self.condition(head), generator=generators(count))
-
-    def test_references_are_refused_by_heads_that_can_not_use_them(self) -> None:
-        if self.takes_references:
-            pytest.skip("this head takes references")
-        head, references = self.head(), tiny_images(2)[:, None]
-        with pytest.raises(ValueError, match="references"):
-            self.sample(head, references=references)
-        with pytest.raises(ValueError, match="references"):
-            head.loss(tiny_images(2), self.condition(head), references)
-
-    def test_its_config_builds_it_again(self) -> None:
-        head = self.head()
-        again = rebuilt(head)
-        assert again.config() == head.config()
-        again.load_state_dict(head.state_dict())
-        torch.testing.assert_close(self.sample(again), self.sample(head), rtol=0, atol=1e-5)

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from blip3o.diffusion import DCAE, KLCodec, PixelCodec
-from tests.diffusion.contract import CodecContract
-from tests.tiny import tiny_dcae, tiny_images, tiny_kl
+from tests.diffusion.contract import CodecContract, counting
+from tests.tiny import rebuilt, tiny_dcae, tiny_images, tiny_kl
 
 
 class TestDCAE(CodecContract):
@@ -61,11 +61,15 @@ def test_the_factors_of_the_diffusers_configs_are_read() -> None:
 
 
 @pytest.mark.parametrize("build", [tiny_dcae, tiny_kl])
-def test_from_pretrained_reads_a_diffusers_folder(build, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def test_from_pretrained_reads_a_diffusers_folder(build, tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
     codec = build().eval()
     codec.vae.save_pretrained(tmp_path / "vae")
+    built: list[object] = []
+    monkeypatch.setattr(type(codec).library, "from_config", counting(type(codec).library.from_config, built))
     again = type(codec).from_pretrained(str(tmp_path), subfolder="vae").eval()
+    assert len(built) == 1, "diffusers itself builds the weights"
     assert torch.equal(again.encode(tiny_images(1)), codec.encode(tiny_images(1)))
+    assert not again.scaling_factor.is_meta and rebuilt(again).config() == again.config()
     assert again.config()["init_args"]["config"]["latent_channels"] == 4
     with pytest.raises(OSError):
         type(codec).from_pretrained(str(tmp_path / "none"))

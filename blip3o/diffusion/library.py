@@ -1,0 +1,105 @@
+"""What the parts around one of diffusers' models share: building it from its config, and loading it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any, ClassVar, Self
+
+from diffusers import ModelMixin
+
+from blip3o.diffusion.base import Denoiser
+from blip3o.loading import check_keys, check_loading_info
+from blip3o.part import Part
+
+
+class FromDiffusers(Part):
+    """A part around one model of diffusers, whose config is the part's argument `config`.
+
+    Attributes:
+        library: diffusers' class.
+    """
+
+    library: ClassVar[type[ModelMixin]]
+
+    @classmethod
+    def build(cls, config: Mapping[str, Any]) -> Any:
+        """The model that a config describes, with new weights, or with its own where it was loaded already.
+
+        Raises:
+            ValueError: if the config holds keys that diffusers would drop without a word.
+        """
+        if isinstance(config, _Loaded):
+            return config.model
+        cls._check(config)
+        return cls.library.from_config(dict(config))
+
+    @classmethod
+    def from_pretrained(
+        cls, name_or_path: str, subfolder: str | None = None, overrides: Mapping[str, Any] | None = None
+    ) -> Self:
+        """From a diffusers folder or hub id, with its weights.
+
+        Args:
+            name_or_path: a folder, or a hub id `owner/name`.
+            subfolder: folder within it, such as `transformer` or `vae`.
+            overrides: config keys to change that leave the weights' shapes as they are.
+
+        Raises:
+            OSError: if there is none.
+            ValueError: if its weights do not fit its config, or `overrides` holds unknown keys.
+        """
+        overrides = dict(overrides or {})
+        cls._check(overrides, "overrides")
+        model, info = cls.library.from_pretrained(
+            name_or_path, subfolder=subfolder, output_loading_info=True, **overrides
+        )
+        check_loading_info(info, name_or_path)
+        config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
+        part = cls(config=_Loaded(config, model))
+        part.init_args["config"] = config
+        return part
+
+    @classmethod
+    def _check(cls, config: Mapping[str, Any], argument: str = "config") -> None:
+        check_keys(argument, config, signature(cls.library.__init__).parameters, cls.library.__name__)
+
+
+class DiffusersDenoiser(FromDiffusers, Denoiser):
+    """A denoiser around one of diffusers' transformers.
+
+    Args:
+        config: arguments of diffusers' class.
+
+    Attributes:
+        output_ratios: how many times the input's channels the transformer may predict.
+
+    Raises:
+        ValueError: if the config holds unknown keys, or `out_channels` is no such multiple of `in_channels`.
+    """
+
+    output_ratios: ClassVar[tuple[int, ...]] = (1,)
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.transformer = self.build(config)
+        allowed = [ratio * self.latent_channels for ratio in self.output_ratios]
+        made = self.transformer.config.out_channels or self.latent_channels
+        if made not in allowed:
+            raise ValueError(
+                f"out_channels ({made}) must be {' or '.join(map(str, allowed))} where in_channels is "
+                f"{self.latent_channels}; correct the config."
+            )
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return int(self.transformer.config.in_channels)
+
+
+class _Loaded(dict[str, Any]):
+    """The config of a model that exists already, so that loading does not build its weights a second time."""
+
+    def __init__(self, config: Mapping[str, Any], model: ModelMixin) -> None:
+        super().__init__(config)
+        self.model = model
