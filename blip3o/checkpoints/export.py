@@ -16,6 +16,8 @@ from blip3o.ar.vocabulary import ImageVocabulary
 from blip3o.checkpoints.folder import CONFIG_NAME, TEXT_TOKENIZER, replacing
 from blip3o.checkpoints.names import RENAMED, to_theirs
 from blip3o.checkpoints.tensors import read_file
+from blip3o.diffusion.flow import PUBLISHED_SHIFT
+from blip3o.diffusion.objectives import FlowMatching
 from blip3o.loading import resolve_folder
 from blip3o.prompts import PromptTemplate
 
@@ -95,7 +97,12 @@ def _parts(source: Path) -> dict[str, dict[str, Any]]:
             f"bridge ({reads}) must read the last hidden states at image_tokens, as the released code does."
         )
     head = parts["diffusion"]["init_args"]
-    for name, cls in (("denoiser", "blip3o.diffusion.sana.Sana"), ("codec", "blip3o.diffusion.codecs.DCAE")):
+    head["objective"] = head["objective"] or FlowMatching(shift=PUBLISHED_SHIFT).config()
+    for name, cls in (
+        ("denoiser", "blip3o.diffusion.sana.Sana"),
+        ("codec", "blip3o.diffusion.codecs.DCAE"),
+        ("objective", "blip3o.diffusion.objectives.FlowMatching"),
+    ):
         if head[name]["class_path"] != cls:
             raise ValueError(f"the head's {name} is a {head[name]['class_path']}; the released code knows {cls} only.")
     if PromptTemplate(**arguments["template"]) != PromptTemplate():

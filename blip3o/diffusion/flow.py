@@ -1,4 +1,4 @@
-"""A flow-matching diffusion head over any denoiser and codec."""
+"""The diffusion head over any denoiser, codec, objective and sampler."""
 
 from __future__ import annotations
 
@@ -12,27 +12,31 @@ from torch import Tensor, nn
 
 from blip3o.diffusion.base import Codec, Denoiser, DiffusionHead, Generators, check_generators
 from blip3o.diffusion.guidance import Guidance
-from blip3o.diffusion.objectives import FlowMatching
+from blip3o.diffusion.objectives import FlowMatching, Objective
+from blip3o.diffusion.samplers import Sampler, default_sampler
 from blip3o.structures import Conditioning
 
 Reference = Literal["width", "channels"]
+PUBLISHED_SHIFT = 3.0
+"""Shift of the released checkpoints' noise levels."""
 
 
 class FlowHead(DiffusionHead):
-    """Trains and samples a denoiser by flow matching in the latents of a codec.
+    """Trains and samples a denoiser in the latents of a codec, by flow matching unless another objective is given.
 
     Args:
-        denoiser: predicts the velocity.
+        denoiser: predicts what the objective asks for.
         codec: maps images to latents and back.
         image_size: side in pixels of the square images it renders.
-        objective: noise levels and their shift; the published ones when None.
+        objective: noise levels and what is predicted; flow matching with the published shift when None.
         reference: how the clean latents of one reference image join the noisy ones at every step: beside them along
             the `width`, the prediction being cropped to the target's half; stacked as `channels` and brought back to
             the denoiser's by a 1x1 convolution; or not, when None.
+        sampler: steps from noise to latents; when None, Euler's method for flow matching and DDIM for v-prediction.
 
     Raises:
-        ValueError: if denoiser and codec disagree on the latents' channels, the codec does not divide the image, or
-            `reference` is unknown.
+        ValueError: if denoiser and codec disagree on the latents' channels, the codec does not divide the image,
+            `reference` is unknown, or the sampler does not sample what the objective trains.
     """
 
     def __init__(
@@ -41,8 +45,9 @@ class FlowHead(DiffusionHead):
         codec: Codec,
         *,
         image_size: int,
-        objective: FlowMatching | None = None,
+        objective: Objective | None = None,
         reference: Reference | None = None,
+        sampler: Sampler | None = None,
     ) -> None:
         super().__init__()
         if denoiser.latent_channels != codec.latent_channels:
@@ -59,7 +64,9 @@ class FlowHead(DiffusionHead):
         self.denoiser = denoiser
         self.codec = codec
         self.image_size: int = image_size
-        self.objective = objective or FlowMatching(shift=3.0)
+        self.objective: Objective = objective or FlowMatching(shift=PUBLISHED_SHIFT)
+        self.sampler = sampler or default_sampler(self.objective)
+        self.sampler.check(self.objective)
         self.reference = reference
         self.reference_proj: nn.Conv2d | None = None
         if reference is not None:
@@ -94,7 +101,7 @@ class FlowHead(DiffusionHead):
         references: Tensor | None = None,
         generator: Generators = None,
     ) -> Tensor:
-        """Mean squared error of the velocity, (B,)."""
+        """Mean squared error of the prediction, (B,)."""
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"images has shape {tuple(images.shape)}; this head renders (B, 3, {self.image_size}, "
@@ -116,7 +123,7 @@ class FlowHead(DiffusionHead):
         conditioning: Conditioning,
         reference_latents: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error (B,) of the velocity at given noise.
+        """Mean squared error (B,) of the prediction (a velocity with either objective) at given noise.
 
         Args:
             latents: (B, c, h, w) normalised latents of the images.
@@ -127,7 +134,8 @@ class FlowHead(DiffusionHead):
         """
         noisy = self.objective.add_noise(latents, noise, sigma)
         velocity = self._predict(noisy, sigma, conditioning, reference_latents)
-        return (velocity.float() - self.objective.target(latents, noise).float()).square().mean(dim=(1, 2, 3))
+        target = self.objective.target(latents, noise, sigma)
+        return (velocity.float() - target.float()).square().mean(dim=(1, 2, 3))
 
     @torch.no_grad()
     def sample(
@@ -141,7 +149,7 @@ class FlowHead(DiffusionHead):
         latents: Tensor | None = None,
         references: Tensor | None = None,
     ) -> Tensor:
-        """Euler steps from noise to latents (B, c, h, w)."""
+        """The sampler's steps from noise to latents (B, c, h, w)."""
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps ({num_inference_steps}) must be at least 1.")
         beside = self._reference_latents(references)
@@ -152,14 +160,7 @@ class FlowHead(DiffusionHead):
             latents = _noise(shape, generator, embeds)
         elif latents.shape != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this head and batch need {shape}.")
-        latents = latents.to(embeds)
-        scheduler = self.objective.scheduler()
-        levels = torch.linspace(1, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64)
-        scheduler.set_timesteps(sigmas=levels.tolist(), device=embeds.device)
-        for sigma, timestep in zip(scheduler.sigmas, scheduler.timesteps, strict=False):
-            velocity = guide(latents, sigma.expand(len(latents)))
-            latents = scheduler.step(velocity, timestep, latents, return_dict=False)[0]
-        return latents
+        return self.sampler.run(guide, latents.to(embeds), self.objective, num_inference_steps)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to normalised latents."""

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from blip3o import Blip3oPipeline
 from blip3o.checkpoints import CONFIG_NAME, export_published, load_published
 from blip3o.cli import main
+from blip3o.diffusion import VPrediction
 from tests.fixtures import FOLDER, needs_fixtures
 
 
@@ -69,6 +70,26 @@ def test_a_bridge_that_reads_what_the_released_code_does_not_give_is_refused(
     (ours / CONFIG_NAME).write_text(yaml.safe_dump(stored))
     with pytest.raises(ValueError, match="must read the last hidden states at image_tokens"):
         export_published(ours, tmp_path / "back")
+
+
+@needs_fixtures
+def test_a_head_without_an_objective_has_the_published_one_and_other_objectives_are_refused(tmp_path: Path) -> None:
+    folder = FOLDER / "t2i"
+    pipe = load_published(folder / "checkpoint", diffusion=folder / "sana", vision=folder / "teacher")
+    ours = pipe.save_pretrained(tmp_path / "ours")
+    config = yaml.safe_load((ours / "config.yaml").read_text())
+    head = config["model"]["init_args"]["diffusion"]["init_args"]
+    for number, objective in enumerate([None, VPrediction().config()]):
+        head["objective"] = objective
+        (ours / "config.yaml").write_text(yaml.safe_dump(config))
+        out = tmp_path / f"out{number}"
+        if objective is None:
+            export_published(ours, out)
+            assert json.loads((out / "diffusion/scheduler/scheduler_config.json").read_text())["shift"] == 3.0
+        else:
+            with pytest.raises(ValueError, match=r"head's objective is a .*VPrediction; the released code knows"):
+                export_published(ours, out)
+            assert not out.exists()
 
 
 def test_models_of_other_parts_are_refused_and_nothing_is_written(tiny_folder: Path, tmp_path: Path) -> None:
