@@ -51,6 +51,33 @@ def condition_length(bridge: Bridge, tokenizer: ImageTokenizer) -> int | None:
     return bridge.num_positions(states[bridge.reads])
 
 
+def check_token_head(
+    diffusion: DiffusionHead, tokenizer: ImageTokenizer, bridge: Bridge, *, references_in_condition: bool
+) -> None:
+    """Whether a head that shows what the tokenizer decodes can be used.
+
+    Raises:
+        ValueError: if the tokenizer decodes to no pixels, the bridge's choice is to write no tokens, or reference images
+            extend the condition, which the head does not read.
+    """
+    head = type(diffusion).__name__
+    if tokenizer.decodes_to != "pixels":
+        raise ValueError(
+            f"diffusion ({head}) shows what the tokenizer decodes, but tokenizer ({type(tokenizer).__name__}) decodes "
+            f"to {tokenizer.decodes_to!r}; use a tokenizer that decodes to 'pixels', such as ConvTokenizer, or a head "
+            "that reads the condition, such as FlowHead."
+        )
+    if not bridge.needs_tokens:
+        raise ValueError(
+            f"diffusion ({head}) shows the decoded image tokens, but with bridge ({type(bridge).__name__}, reads "
+            f"{bridge.reads!r}) none are written; set the bridge's reads to 'image_tokens'."
+        )
+    if references_in_condition:
+        raise ValueError(
+            f"reference_latents extends the condition, which diffusion ({head}) does not read; leave it out."
+        )
+
+
 def build_reference_features(factory: BridgeFactory, tokenizer: ImageTokenizer, ar: ARBackbone) -> Bridge:
     """The bridge between the tokenizer's continuous features and the AR model's input embeddings.
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.bridge.base import Bridge
 from blip3o.diffusion.base import Codec, DiffusionHead, Generators
-from blip3o.fitting import build_bridge, build_reference_features, build_reference_latents
+from blip3o.fitting import build_bridge, build_reference_features, build_reference_latents, check_token_head
 from blip3o.part import Part
 from blip3o.prompts import PromptTemplate, SequenceBuilder, Supervise
 from blip3o.reading import as_generated, decoded_states, prompt_states, sequence_states
@@ -67,7 +67,7 @@ class Blip3oNext(Part):
         bridge: called with `(ar.hidden_size, diffusion.cond_dim)`, such as `MLPBridge` or
             `functools.partial(MLPBridge, depth=3)`; one that reads token features is called again, with
             `(tokenizer.feature_dim, diffusion.cond_dim)`.
-        diffusion: diffusion head.
+        diffusion: diffusion head. One that reads the tokens themselves leaves the bridge unused; it is then frozen.
         template: wording of the prompts.
         reference_features: editing by features: called with `(tokenizer.continuous_dim, ar.hidden_size)`, it projects
             the tokenizer's continuous features of the reference images, which then take the place of their tokens'
@@ -100,6 +100,9 @@ class Blip3oNext(Part):
         self.ar = ar
         self.diffusion = diffusion
         self.bridge = build_bridge(bridge, tokenizer, ar, diffusion)
+        if diffusion.reads == "tokens":
+            check_token_head(diffusion, tokenizer, self.bridge, references_in_condition=reference_latents is not None)
+            self.bridge.requires_grad_(False)  # unused
         self.reference_features = self.reference_latents = None
         if reference_features is not None:
             self.reference_features = build_reference_features(reference_features, tokenizer, ar)
@@ -294,6 +297,7 @@ class Blip3oNext(Part):
             generator=generator,
             latents=latents,
             references=self._beside(references),
+            **self._pictures(tokens),
         )
         return Rendered(tokens, conditioning, drawn)
 
@@ -320,6 +324,10 @@ class Blip3oNext(Part):
         cross_entropy = F.cross_entropy(output.logits.float(), labels[scored] - first, reduction="sum")
         states = sequence_states(self.bridge, self.tokenizer, output, sequences.condition_mask, image_ids)
         return states, cross_entropy, scored.sum()
+
+    def _pictures(self, tokens: Generated) -> dict[str, Tensor]:
+        """What a head that reads tokens takes besides: the tokenizer's decoding of them."""
+        return {"pictures": self.tokenizer.decode(tokens.ids)} if self.diffusion.reads == "tokens" else {}
 
     def _asked(self, captions: Sequence[str], told: Told, *, known_words: bool = False) -> ARStates:
         """What the bridge reads of prompts alone."""

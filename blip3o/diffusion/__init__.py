@@ -2,6 +2,7 @@
 
 from blip3o.diffusion.base import Codec, Denoiser, DiffusionHead
 from blip3o.diffusion.codecs import DCAE, KLCodec, PixelCodec
+from blip3o.diffusion.decoder_only import TokenDecoderHead
 from blip3o.diffusion.dit import DiT
 from blip3o.diffusion.flow import FlowHead
 from blip3o.diffusion.objectives import FlowMatching, Objective, VPrediction
@@ -25,6 +26,7 @@ __all__ = [
     "PixelCodec",
     "Sampler",
     "Sana",
+    "TokenDecoderHead",
     "UniPC",
     "VPrediction",
 ]

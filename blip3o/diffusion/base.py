@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -105,11 +106,27 @@ class Denoiser(Part):
 
     @abstractmethod
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
-        """Predicts (B, c, h, w) from noisy latents (B, c, h, w), noise levels `sigma` (B,) in [0, 1], a condition."""
+        """Predicts what the objective asks for.
+
+        Args:
+            latents: (B, c, h, w), noisy.
+            sigma: (B,) noise levels in [0, 1], as the objective counts them; 1 is noise alone.
+            conditioning: embeds (B, L, C); positions that its mask does not count must not matter.
+
+        Returns:
+            The prediction (B, c, h, w). With flow matching it is the velocity noise - x0.
+        """
 
 
 class DiffusionHead(Part):
-    """Renders images from a condition, and says how well it would have rendered given ones."""
+    """Renders images from a condition, and says how well it would have rendered given ones.
+
+    Attributes:
+        reads: what it renders from: the bridge's `condition`; or the image `tokens`, as the tokenizer itself decodes
+            them. In the second case `sample` has one more argument, `pictures` (B, 3, h, w) in [-1, 1].
+    """
+
+    reads: Literal["condition", "tokens"] = "condition"
 
     @property
     @abstractmethod
