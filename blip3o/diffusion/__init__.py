@@ -5,13 +5,17 @@ from blip3o.diffusion.codecs import DCAE, KLCodec, PixelCodec
 from blip3o.diffusion.decoder_only import TokenDecoderHead
 from blip3o.diffusion.dit import DiT
 from blip3o.diffusion.flow import FlowHead
+from blip3o.diffusion.lumina2 import Lumina2
 from blip3o.diffusion.objectives import FlowMatching, Objective, VPrediction
+from blip3o.diffusion.pixart import PixArt
 from blip3o.diffusion.samplers import DDIM, DPMSolverMultistep, FlowMatchEuler, FlowMatchHeun, Sampler, UniPC
 from blip3o.diffusion.sana import Sana
+from blip3o.diffusion.sd3 import SD3
 
 __all__ = [
     "DCAE",
     "DDIM",
+    "SD3",
     "Codec",
     "DPMSolverMultistep",
     "Denoiser",
@@ -22,7 +26,9 @@ __all__ = [
     "FlowMatchHeun",
     "FlowMatching",
     "KLCodec",
+    "Lumina2",
     "Objective",
+    "PixArt",
     "PixelCodec",
     "Sampler",
     "Sana",
