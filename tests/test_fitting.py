@@ -9,6 +9,7 @@ import pytest
 
 from blip3o.bridge import Bridge, MLPBridge, TransformerBridge
 from blip3o.checkpoints import instantiate
+from blip3o.diffusion import TokenDecoderHead
 from blip3o.model import Blip3oNext
 from tests.tiny import PLAIN, tiny_ar, tiny_ar_config, tiny_dit, tiny_head, tiny_tokenizer
 from tests.tiny_bridges import PERCEIVER, generated
@@ -102,3 +103,12 @@ def test_a_bridge_is_chosen_in_yaml() -> None:
     assert (model.bridge.reads, model.bridge.num_queries, model.bridge.ar_layers) == ("queries", 5, (1, -1))
     assert model.bridge.in_features == 32
     assert instantiate(model.config()).bridge.config() == model.bridge.config()
+
+
+def test_a_head_that_shows_tokens_is_refused_where_none_are_written() -> None:
+    with pytest.raises(
+        ValueError, match=r"diffusion \(TokenDecoderHead\) shows .* bridge \(MLPBridge, reads 'prompt'\)"
+    ):
+        Blip3oNext(
+            tiny_tokenizer(), tiny_ar(), partial(MLPBridge, reads="prompt"), TokenDecoderHead(image_size=32), PLAIN
+        )
