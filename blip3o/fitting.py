@@ -57,7 +57,7 @@ def check_token_head(
     """Whether a head that shows what the tokenizer decodes can be used.
 
     Raises:
-        ValueError: if the tokenizer decodes to no pixels, the bridge's choice is to write no tokens, or reference images
+        ValueError: if the tokenizer decodes to no pixels, no tokens are written for the bridge, or reference images
             extend the condition, which the head does not read.
     """
     head = type(diffusion).__name__

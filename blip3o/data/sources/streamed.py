@@ -76,7 +76,7 @@ class DatasetSource(Source):
 
     def _next(self, batches: Iterator[dict[str, list[Any]]]) -> dict[str, list[Any]] | None:
         """The next rows by column, None at the end."""
-        from datasets.exceptions import DatasetsError  # type: ignore[import-untyped]
+        from datasets.exceptions import DatasetsError
 
         try:
             return next(batches, None)
@@ -106,7 +106,7 @@ class DatasetSource(Source):
     def _dataset(self) -> Any:
         """The stream, opened once a process: open files do not survive a fork."""
         if self._loaded is None or self._loaded[0] != os.getpid():
-            from datasets import load_dataset  # type: ignore[import-untyped]
+            from datasets import load_dataset
             from datasets.exceptions import DatasetsError
 
             try:

@@ -36,7 +36,7 @@ class TarSource(Source):
 
     def read(self, shard: str, start: int) -> Iterator[RawRow]:
         """Rows in the order of the tar."""
-        from datasets import StreamingDownloadManager  # type: ignore[import-untyped]
+        from datasets import StreamingDownloadManager
 
         members = StreamingDownloadManager().iter_archive(shard)
         for number, (key, files) in enumerate(groupby(members, key=lambda member: _split(member[0])[0])):
