@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentError
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from lightning import LightningDataModule, LightningModule
+import torch
+from lightning import Callback, LightningDataModule, LightningModule
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.cli import LightningCLI
 
@@ -33,20 +36,49 @@ class TrainingCLI(LightningCLI):
             )
 
 
-def run(args: Sequence[str]) -> None:
+def run(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> TrainingCLI:
     """Runs LightningCLI with `args`, such as `["fit", "--config", "experiments/shapes/codec.yaml"]`.
+
+    Args:
+        args: the command line.
+        callbacks: more callbacks, after those of the configuration.
+
+    Returns:
+        What ran: its `model`, `datamodule` and `trainer`.
 
     Raises:
         SystemExit: with code 2 and the message on a wrong argument or configuration. With the environment variable
             JSONARGPARSE_DEBUG set, the error itself is raised instead, with its traceback.
     """
     with quiet():
-        TrainingCLI(
-            LightningModule,
-            LightningDataModule,
-            subclass_mode_model=True,
-            subclass_mode_data=True,
-            seed_everything_default=0,
-            save_config_kwargs={"overwrite": True},
-            args=list(args),
-        )
+        return _cli(list(args), callbacks=callbacks, save_config_kwargs={"overwrite": True})
+
+
+def build(config: dict[str, Any]) -> TrainingCLI:
+    """Builds module, data and trainer of a configuration without running anything or writing a file.
+
+    Args:
+        config: the content of a YAML file of `blip3o fit`.
+
+    Raises:
+        ValueError: with what the parser or a constructor says.
+    """
+    config = {**config, "seed_everything": False}  # what is built here is not run, and says nothing of seeds
+    with quiet(everything=True), torch.random.fork_rng(devices=[]):
+        try:
+            return _cli(config, run=False, save_config_callback=None, parser_kwargs={"exit_on_error": False})
+        except ArgumentError as error:
+            raise ValueError(" ".join(str(error).split())) from error
+
+
+def _cli(args: Any, callbacks: Sequence[Callback] = (), **kwargs: Any) -> TrainingCLI:
+    return TrainingCLI(
+        LightningModule,
+        LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        seed_everything_default=0,
+        trainer_defaults={"callbacks": list(callbacks)},
+        args=args,
+        **kwargs,
+    )
