@@ -1,0 +1,1 @@
+"""Ablations from a YAML plan: many runs, one report, and verdicts that say how sure they are."""
