@@ -1,0 +1,109 @@
+"""Building every variant before anything is trained, so that a mistake costs seconds and names its line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from blip3o.ablation.metrics import build_metric
+from blip3o.ablation.plan import Combination, Plan
+from blip3o.ablation.runs import list_runs, redirected
+from blip3o.ablation.source import Where
+from blip3o.pipeline import GenerationDefaults, check_settings
+from blip3o.shapes import get_world
+from blip3o.training.cli import build
+
+
+def check_plan(plan: Plan, say: Callable[[str], None] = lambda text: None) -> None:
+    """Builds the module, data and trainer of every combination, and every metric; nothing is trained or written.
+
+    Args:
+        plan: the plan.
+        say: told what is being built.
+
+    Raises:
+        ValueError: naming the plan's line and what the class says.
+    """
+    if plan.evaluation is not None:
+        _check_evaluation(plan, plan.evaluation)
+    for name, metric in plan.metrics.items():
+        try:
+            build_metric(metric)
+        except ValueError as error:
+            plan.source.fail(("metrics", name), str(error))
+    first = {run.combination: run for run in reversed(list_runs(plan))}
+    for combination in plan.combinations:
+        say(", ".join(variant for _, variant in combination))
+        with TemporaryDirectory() as folder:
+            try:
+                module = build(redirected(first[combination].settings["config"], Path(folder))).model
+            except Exception as error:  # a constructor may raise anything, and all of it is about the plan
+                told = essence(str(error) or type(error).__name__)
+                where = _blame(plan, combination, told)
+                what = _named(plan, combination)
+                plan.source.fail(where, f"{what} can not be built: {told}")
+            if plan.evaluation is not None and not hasattr(module, "generation_defaults"):
+                told = (
+                    f"{type(module).__name__} generates no pictures; set `evaluation: null` and name a `primary` score."
+                )
+                plan.source.fail(("evaluation",), told)
+            del module
+
+
+def _check_evaluation(plan: Plan, evaluation: dict[str, Any]) -> None:
+    """The world and the settings of the benchmark."""
+    if evaluation["world"] is not None:
+        try:
+            get_world(evaluation["world"])
+        except ValueError as error:
+            plan.source.fail(("evaluation", "world"), str(error))
+    known = vars(GenerationDefaults())
+    plan.source.check_keys(("evaluation", "settings"), evaluation["settings"], known)
+    try:
+        check_settings(GenerationDefaults(**(known | evaluation["settings"])))
+    except ValueError as error:
+        plan.source.fail(("evaluation", "settings"), str(error))
+
+
+def essence(message: str) -> str:
+    """What a parser's long message comes down to."""
+    message = " ".join(message.split())
+    message = re.split(r"\s*(?:- Expected a <class 'NoneType'>|Got value:|Given value)", message)[0]
+    message = message.rsplit("Errors: - ", 1)[-1]
+    return re.sub(r"^.*Problem with given class_path '[^']*': (?:Parser key \"[^\"]*\": )?", "", message)
+
+
+def _named(plan: Plan, combination: Combination) -> str:
+    """What is different about a combination."""
+    changed = [f"{axis}: {name}" for axis, name in combination if plan.reference[axis] != name]
+    return "variant " + ", ".join(changed) if changed else "the reference"
+
+
+def _blame(plan: Plan, combination: Combination, message: str) -> Where:
+    """The place in the plan that a message is about: a key or value that it names, else the variant, else the base."""
+    words = set(re.findall(r"[\w.]+", message))
+    changed = [("axes", axis, name) for axis, name in combination if plan.reference[axis] != name]
+    others = [("axes", axis, name) for axis, name in combination if plan.reference[axis] == name]
+    for place in (*changed, *others, ("overrides",)):
+        below = [where for where in plan.source.lines if where[: len(place)] == place and len(where) > len(place)]
+        named = [where for where in below if words & _names(where[-1], _at(plan.source.values, where))]
+        if named:
+            return max(named, key=len)
+    given = [place for place in (*changed, *others) if _at(plan.source.values, place)]
+    return given[0] if given else ("base",)
+
+
+def _names(key: Any, value: Any) -> set[str]:
+    """What a message may call an entry: its key, or the class that is its value."""
+    own = {str(key), str(key).rsplit(".")[-1]} - {"class_path", "init_args"}
+    return own | ({value} if isinstance(value, str) and "." in value else set())
+
+
+def _at(values: Any, where: Where) -> Any:
+    """The value at a place."""
+    for key in where:
+        values = values[int(key)] if isinstance(values, list) else values.get(key) if isinstance(values, dict) else None
+    return values
