@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (the process's own when None).
 
     Returns:
-        The exit code: 0, 2 for wrong usage, 1 where files can not be read or written.
+        The exit code: 0, 2 for wrong usage, 1 where files can not be read or written or a run of an ablation failed.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] in LIGHTNING:
@@ -28,16 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(args)
         return 0
     options = build_parser().parse_args(args)
-    command: Callable[[argparse.Namespace], None] = options.run
+    command: Callable[[argparse.Namespace], int | None] = options.run
     try:
-        command(options)
+        code = command(options)
     except ValueError as error:
         print(f"blip3o {options.command}: {error}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"blip3o {options.command}: {error}", file=sys.stderr)
         return 1
-    return 0
+    return code or 0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,6 +71,16 @@ def build_parser() -> argparse.ArgumentParser:
     _add_model(evaluate)
     _add_settings(evaluate)
     evaluate.set_defaults(run=_evaluate)
+
+    ablate = commands.add_parser("ablate", help="do all runs of a plan and report what differs")
+    ablate.add_argument("plan", type=Path, help="YAML file that says what varies, from which experiment, how often")
+    ablate.add_argument(
+        "--output_dir", type=Path, required=True, help="folder for runs and report; an earlier call's goes on"
+    )
+    ablate.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
+    ablate.add_argument("--launcher", default="local", help="where runs execute: local, slurm or ray (default: local)")
+    ablate.add_argument("--dry_run", action="store_true", help="check the plan, list its runs, train nothing")
+    ablate.set_defaults(run=_ablate)
 
     convert = commands.add_parser("convert", help="turn a checkpoint of the released code into a model folder")
     convert.add_argument("checkpoint", help="folder or hub id in the released layout")
@@ -168,6 +178,14 @@ def _evaluate(options: argparse.Namespace) -> None:
         **settings,
     )
     print_summary(summary, options.output_dir)
+
+
+def _ablate(options: argparse.Namespace) -> int:
+    from blip3o.ablation.command import ablate
+
+    return ablate(
+        options.plan, options.output_dir, jobs=options.jobs, launcher=options.launcher, dry_run=options.dry_run
+    )
 
 
 def _convert(options: argparse.Namespace) -> None:

@@ -63,7 +63,18 @@ def test_help_is_light_and_lists_every_command(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert float(seconds) < 1
     assert not {"torch", "numpy", "PIL", "lightning", "transformers", "diffusers"} & set(modules)
-    for command in ("generate", "evaluate", "info", "convert", "export", "fit", "validate", "test", "predict"):
+    for command in (
+        "generate",
+        "evaluate",
+        "ablate",
+        "info",
+        "convert",
+        "export",
+        "fit",
+        "validate",
+        "test",
+        "predict",
+    ):
         assert f"    {command}" in done.stdout
 
 

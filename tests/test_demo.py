@@ -18,7 +18,7 @@ from blip3o.demo.stages import fresh_copy, showcase, token_grid
 from blip3o.shapes import SHAPES_MINI, evaluation_captions
 from tests.tiny import tiny_model
 
-VOID = {"meta", "img", "br", "link"}
+VOID = {"meta", "img", "br", "link", "wbr"}
 
 
 class Page(HTMLParser):

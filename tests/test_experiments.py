@@ -5,11 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 from lightning import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
 
+from blip3o.ablation.check import check_plan
+from blip3o.ablation.plan import read_plan
+
 ROOT = Path(__file__).parents[1]
-CONFIGS = sorted((ROOT / "experiments").rglob("*.yaml"))
+ALL = sorted((ROOT / "experiments").rglob("*.yaml"))
+PLANS = [path for path in ALL if "axes" in yaml.safe_load(path.read_text())]
+CONFIGS = [path for path in ALL if path not in PLANS]
 
 
 def test_there_are_experiments() -> None:
@@ -19,6 +25,14 @@ def test_there_are_experiments() -> None:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_first_line_is_the_command(path: Path) -> None:
     assert path.read_text().splitlines()[0] == f"# blip3o fit --config {path.relative_to(ROOT)}"
+
+
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.name)
+def test_every_variant_of_a_plan_builds(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    name = path.relative_to(ROOT)
+    assert path.read_text().startswith(f"# blip3o ablate {name} --output_dir runs/{name.parent.name}/{path.stem}")
+    check_plan(read_plan(name))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

@@ -1,0 +1,66 @@
+"""The report holds every verdict and plot, needs no other file, and escapes what comes from outside."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+from blip3o.ablation.files import write_json
+from blip3o.ablation.plan import read_plan
+from blip3o.ablation.plots import frontier
+from blip3o.ablation.report import write_report
+from blip3o.ablation.runner import Task
+from blip3o.ablation.runs import FAILURE, RESULT, list_runs
+from tests.ablation.plans import write_plan
+from tests.ablation.simulated import simulated_results
+from tests.test_demo import Page
+
+
+def test_a_report_of_three_heads_and_a_failure(tmp_path: Path) -> None:
+    axes = {"head": {"ref": {}, "same": {}, "good<b>": {}}}
+    plan = read_plan(write_plan(tmp_path, axes=axes, seeds=[0, 1, 2, 3], margin=0.1))
+    results = simulated_results(plan, {"ref": 0.5, "same": 0.51, "good<b>": 0.8}, spread=0.003)
+    tasks = []
+    for run in list_runs(plan):
+        task = Task(run, run.folder(tmp_path), state="done")
+        result = results[run.combination][run.seed] | {"id": run.id}
+        if run.variant == "ref" and run.seed == 3:
+            task.state = "failed"
+            write_json(task.folder / FAILURE, {"exit_code": 1, "log": "Error: a < b"})
+        else:
+            write_json(task.folder / RESULT, result)
+        tasks.append(task)
+    comparisons = write_report(plan, tasks, tmp_path, "blip3o ablate plan.yaml --output_dir 'a b'")
+    assert [one.verdict for one in comparisons] == ["equivalent", "better"]
+
+    text = (tmp_path / "report.html").read_text()
+    page = Page(text)
+    assert page.open == [] and "good<b>" not in text
+    assert not [link for link in page.links if not link.startswith("data:image/png;base64,")]
+    assert len(page.images) == 3 and all(image["alt"] for image in page.images)
+    assert page.ids == ["verdicts", "scores", "curves", "frontiers", "prompts", "failed", "made"]
+    markdown = (tmp_path / "report.md").read_text()
+    for words in ("equivalent", "better", "blip3o ablate plan.yaml --output_dir 'a b'", "Error: a < b", "git: abc"):
+        assert words in page.text and words in markdown
+    for name in ("quality", "curves", "frontiers"):
+        assert (tmp_path / f"plots/{name}.png").is_file() and f"plots/{name}.png" in markdown
+
+    with (tmp_path / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["state"] for row in rows].count("done") == 11 and len(rows) == 12
+    assert {row["head"] for row in rows} == {"ref", "same", "good<b>"}
+    assert list(rows[0])[-1] == "timings/started"
+
+
+def test_a_report_without_a_finished_run_says_so(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path))
+    tasks = [Task(run, run.folder(tmp_path), state="failed") for run in list_runs(plan)]
+    assert write_report(plan, tasks, tmp_path, "blip3o ablate") == []
+    page = Page((tmp_path / "report.html").read_text())
+    assert page.open == [] and "No comparison has finished runs" in page.text and "0 of 2" in page.text
+
+
+def test_the_frontier_holds_what_nothing_beats() -> None:
+    points = [(1.0, 0.2), (2.0, 0.1), (3.0, 0.5), (3.0, 0.6), (4.0, 0.6)]
+    assert frontier(points) == [(1.0, 0.2), (3.0, 0.6)]
+    assert frontier(points, higher=False) == [(1.0, 0.2), (2.0, 0.1)]
