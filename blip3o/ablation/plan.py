@@ -257,7 +257,8 @@ def _evaluation(source: Source, values: dict[str, Any]) -> dict[str, Any] | None
     for key, least in (("num_captions", 1), ("seed", 0), ("batch_size", 1)):
         if key in given and (not _whole(given[key]) or given[key] < least):
             source.fail(("evaluation", key), f"{key} ({given[key]!r}) must be a whole number of at least {least}.")
-    return {**_EVALUATION, **given}
+    settings = _mapping(source, ("evaluation", "settings"), given.get("settings") or {})
+    return {**_EVALUATION, **given, "settings": settings}
 
 
 def _metrics(source: Source, given: Any) -> dict[str, dict[str, Any]]:

@@ -132,6 +132,7 @@ def test_a_dry_run_lists_the_runs_and_writes_nothing(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_killed_three_times_at_random_the_table_is_that_of_an_undisturbed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -139,7 +140,7 @@ def test_killed_three_times_at_random_the_table_is_that_of_an_undisturbed_run(
     plan = write_plan(tmp_path, seeds=[0, 1])
 
     def start(root: Path) -> subprocess.Popen[bytes]:
-        words = [sys.executable, "-m", "blip3o.cli", "ablate", str(plan), "--output_dir", str(root)]
+        words = [sys.executable, "-m", "blip3o.cli", "ablate", str(plan), "--output_dir", str(root), "--jobs", "2"]
         return subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.DEVNULL)
 
     begun = time.monotonic()
