@@ -7,13 +7,15 @@ from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.ar.decoding import draw
+from blip3o.ar.logits import LogitShape, read_logit_shape
+from blip3o.ar.tables import extend_tables, head_of, share_tied, tie_again
 from blip3o.ar.text import load_text_tokenizer
-from blip3o.ar.vocabulary import ImageVocabulary
+from blip3o.ar.vocabulary import ImageVocabulary, check_held, held_layout
 from blip3o.loading import check_keys, check_loading_info
 from blip3o.structures import AROutput, Generated
 
@@ -28,11 +30,13 @@ class CausalLM(ARBackbone):
             size may be left out: it is the text tokenizer's.
         text_tokenizer: folder or hub id of a tokenizer, or a list of words for a word-level one.
         attention: transformers' attention implementation: `sdpa`, `eager`, `flash_attention_2`, ...
-        text_size: ids below it are text, and image ids are added from it on. The size of the text tokenizer when None;
-            smaller where that holds the image tokens too, as the published one does.
+        text_size: ids below it are text, and image ids are added from it on. When None, the size of the text
+            tokenizer; or where that holds the image tokens too, as the published one does, the first of them.
+        table_size: rows of the embedding tables once the vocabulary is extended, where they hold more than it needs;
+            as many as it needs when None.
 
     Raises:
-        ValueError: if `model_type` is missing or unknown, or `text_size` is larger than the text tokenizer.
+        ValueError: if `model_type` is missing or unknown, or `text_size` does not suit the text tokenizer.
     """
 
     def __init__(
@@ -41,19 +45,26 @@ class CausalLM(ARBackbone):
         text_tokenizer: str | list[str],
         attention: str = "sdpa",
         text_size: int | None = None,
+        table_size: int | None = None,
     ) -> None:
         super().__init__()
         if "model_type" not in config:
             raise ValueError(f"config ({config}) must name a model_type, such as 'qwen3'.")
         self.text_tokenizer = load_text_tokenizer(text_tokenizer)
-        self.text_size = len(self.text_tokenizer) if text_size is None else text_size
-        if not 1 <= self.text_size <= len(self.text_tokenizer):
-            raise ValueError(
-                f"text_size ({text_size}) must lie in 1..{len(self.text_tokenizer)}, the size of the text tokenizer."
-            )
+        held = held_layout(self.text_tokenizer)
+        most = len(self.text_tokenizer) if held is None else held[0]
+        self.text_size = most if text_size is None else text_size
+        if not 1 <= self.text_size <= most or (held is not None and self.text_size != most):
+            told = f"lie in 1..{most}, the size of" if held is None else f"be {most}, the first image token of"
+            raise ValueError(f"text_size ({text_size}) must {told} the text tokenizer.")
+        self.table_size = table_size
+        self._held_scales = None if held is None else held[1]
+        self._logit_shape: LogitShape | None = None
         resolved = _resolve({"vocab_size": self.text_size, **config})
         self.lm: PreTrainedModel = AutoModelForCausalLM.from_config(resolved, attn_implementation=attention)
         self.vocabulary = None
+        self.register_load_state_dict_pre_hook(_share_tied)
+        self.register_load_state_dict_post_hook(_tie_again)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, attention: str = "sdpa", dtype: str = "float32") -> Self:
@@ -92,13 +103,16 @@ class CausalLM(ARBackbone):
     @property
     def head(self) -> Tensor:
         """Output embeddings (V, H)."""
-        head = self.lm.get_output_embeddings()
-        assert isinstance(head, nn.Linear), "a causal LM has a linear head"
-        return head.weight
+        return head_of(self.lm).weight
 
     def extend_vocabulary(self, num_codes: int, num_scales: int = 3, codebook: Tensor | None = None) -> ImageVocabulary:
-        """Adds image ids; new rows start at the mean of the old ones, image rows at `codebook` where it fits."""
-        wanted = ImageVocabulary(self.text_size, num_codes, num_scales)
+        """Adds image ids; new rows start at the mean of the old ones, image rows at `codebook` where it fits.
+
+        A text tokenizer that holds the image tokens decides the number of scale tokens itself.
+        """
+        wanted = ImageVocabulary(
+            self.text_size, num_codes, num_scales if self._held_scales is None else self._held_scales
+        )
         if self.vocabulary is not None:
             if self.vocabulary != wanted:
                 raise ValueError(
@@ -106,16 +120,12 @@ class CausalLM(ARBackbone):
                     f"not num_codes ({num_codes}) and num_scales ({num_scales}); build the backbone anew."
                 )
             return self.vocabulary
-        self.lm.resize_token_embeddings(wanted.size, mean_resizing=False)
-        tables = {id(t): t for t in (self.lm.get_input_embeddings().weight, self.head)}
-        with torch.no_grad():
-            for table in tables.values():
-                if table.is_meta:
-                    continue
-                old = table[: wanted.text_size].float()
-                table[wanted.text_size :] = old.mean(0)
-                if codebook is not None and codebook.shape[-1] == self.hidden_size:
-                    table[wanted.first_code :] = codebook
+        if self._held_scales is not None:
+            check_held(self.text_tokenizer, wanted)
+        rows = wanted.size if self.table_size is None else self.table_size
+        if rows < wanted.size:
+            raise ValueError(f"table_size ({rows}) must be at least {wanted.size}, the vocabulary's; leave it out.")
+        extend_tables(self.lm, wanted, rows, codebook)
         self.vocabulary = wanted
         return wanted
 
@@ -144,7 +154,7 @@ class CausalLM(ARBackbone):
         if logits_for is None:
             return AROutput(hidden, layers=kept)
         scored = hidden if logits_at is None else hidden[logits_at]
-        return AROutput(hidden, F.linear(scored, self.head[logits_for[0] : logits_for[1]]), kept)
+        return AROutput(hidden, self._logits(scored, logits_for), kept)
 
     @torch.no_grad()
     def generate(
@@ -179,7 +189,7 @@ class CausalLM(ARBackbone):
                 f"the prompt ({input_ids.shape[1]} tokens) and {num_tokens} image tokens need {length} positions, but "
                 f"the model's context holds {self.context_length}; shorten the prompt."
             )
-        codes = self.head[vocabulary.first_code : vocabulary.size]
+        codes = (vocabulary.first_code, vocabulary.size)
         cache = DynamicCache(config=self.lm.config)
         position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
         output = self._run(input_ids, attention_mask, cache, position_ids, inputs_embeds, keep_layers=bool(layers))
@@ -189,7 +199,7 @@ class CausalLM(ARBackbone):
         kept = [_stack_layers(output, layers, rows, -1)]
         ones = attention_mask.new_ones((len(attention_mask), 1))
         for _ in range(num_tokens):
-            logits = F.linear(hidden, codes)
+            logits = self._logits(hidden, codes)
             if guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = unconditional + token_guidance_scale * (conditional - unconditional)
@@ -205,6 +215,13 @@ class CausalLM(ARBackbone):
             kept.append(_stack_layers(output, layers, rows, -1))
         per_layer = torch.cat([one for one in kept if one is not None], 2) if layers else None
         return Generated(torch.stack(ids, 1), torch.stack(states, 1), torch.stack(log_probs, 1), layers=per_layer)
+
+    def _logits(self, hidden: Tensor, ids: tuple[int, int]) -> Tensor:
+        """The model's own logits (..., ids) of last hidden states (..., H), over a range of ids alone."""
+        if self._logit_shape is None:
+            self._logit_shape = read_logit_shape(self.lm)
+        head, within = head_of(self.lm), slice(*ids)
+        return self._logit_shape(F.linear(hidden, head.weight[within], None if head.bias is None else head.bias[within]))
 
     def _extended(self) -> ImageVocabulary:
         if self.vocabulary is None:
@@ -245,6 +262,16 @@ def _stack_layers(
     if strange := [layer for layer in layers if not -len(every) <= layer < len(every)]:
         raise ValueError(f"layers names {strange}; the model has 0..{len(every) - 1}, or -1 and so on from the end.")
     return torch.stack([every[layer][:rows, start:] for layer in layers], dim=1)
+
+
+def _share_tied(backbone: CausalLM, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:
+    """Before a state is loaded: a tied table may be stored once."""
+    share_tied(backbone.lm, state, f"{prefix}lm.")
+
+
+def _tie_again(backbone: CausalLM, incompatible: Any) -> None:
+    """After a state was loaded: a tied table is one again."""
+    tie_again(backbone.lm)
 
 
 def _resolve(values: dict[str, Any]) -> PreTrainedConfig:

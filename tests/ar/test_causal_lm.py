@@ -39,6 +39,21 @@ class TestLearnedPositions(ARBackboneContract):
             return CausalLM(config, list(WORDS))
 
 
+class TestScaledAndCapped(ARBackboneContract):
+    """Gemma 3 scales its embeddings, caps its logits and lets every other layer see a few positions alone."""
+
+    def backbone(self) -> CausalLM:
+        layers = ["sliding_attention", "full_attention"]
+        return tiny_ar("gemma3_text", final_logit_softcapping=2.0, sliding_window=4, layer_types=layers)
+
+
+class TestBiasedHead(ARBackboneContract):
+    def backbone(self) -> CausalLM:
+        config = {"model_type": "phi", "hidden_size": HIDDEN_SIZE, "intermediate_size": 48, "num_hidden_layers": 2}
+        with seeded(0):
+            return CausalLM(config | {"num_attention_heads": 2, "max_position_embeddings": 96}, list(WORDS))
+
+
 def tables(backbone: CausalLM) -> list[torch.Tensor]:
     """Input and output embeddings."""
     return [backbone.lm.get_input_embeddings().weight.detach(), backbone.head.detach()]
