@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
-from transformers import Siglip2VisionConfig, Siglip2VisionModel, SiglipVisionConfig, SiglipVisionModel
+from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
 from blip3o.structures import ImageTokens
 from blip3o.tokenizers.base import ImageTokenizer
 from blip3o.tokenizers.quantizers import SimVQ
+from blip3o.tokenizers.siglip import build_tower, tower_grid, tower_hidden, tower_image_size
 
 _NUM_DECODER_POSITIONS = 256  # Siglip2's position table, which is interpolated to any grid
 
@@ -25,7 +26,8 @@ class TATok(ImageTokenizer):
     codes, a linear layer, a small Siglip2 encoder over single positions, then linear, tanh and linear.
 
     Args:
-        vision: arguments of `transformers.SiglipVisionConfig`; SigLIP2 so400m patch14-384 is the published tower.
+        vision: arguments of `transformers.SiglipVisionConfig`; SigLIP2 so400m patch14-384 is the published tower. With
+            a `model_type` of siglip2 and without `image_size`, those of `transformers.Siglip2VisionConfig`.
         codebook_size: number of codes.
         bottleneck_dim: width of a code.
         select_layer: hidden layer that is read, counted from the end as in transformers' `hidden_states`.
@@ -33,7 +35,7 @@ class TATok(ImageTokenizer):
         temperature: in training, codes are drawn from softmax(cosine / temperature); None takes the nearest always.
 
     Raises:
-        ValueError: if `vision` describes no grid, or has no such layer.
+        ValueError: if `vision` describes no SigLIP or no grid, or has no such layer.
     """
 
     decodes_to = "features"
@@ -49,17 +51,16 @@ class TATok(ImageTokenizer):
         temperature: float | None = 0.03,
     ) -> None:
         super().__init__()
-        config = SiglipVisionConfig(**{key: value for key, value in vision.items() if key != "model_type"})
+        encoder = build_tower(vision)
+        config = encoder.config
         if not -config.num_hidden_layers - 1 <= select_layer <= -1:
             raise ValueError(
                 f"select_layer ({select_layer}) must lie in {-config.num_hidden_layers - 1}..-1: the tower has "
                 f"{config.num_hidden_layers} layers."
             )
-        if config.image_size < config.patch_size:
-            raise ValueError(f"vision's patch_size ({config.patch_size}) exceeds its image_size ({config.image_size}).")
         width = config.hidden_size
         self.select_layer = select_layer
-        self.encoder = SiglipVisionModel(config)
+        self.encoder = encoder
         self.encode_task = nn.Sequential(nn.Linear(width, width), nn.Tanh())
         self.bottleneck_in = nn.Linear(width, bottleneck_dim)
         self.quantizer = SimVQ(codebook_size=codebook_size, dim=bottleneck_dim, normalize=True, temperature=temperature)
@@ -92,12 +93,12 @@ class TATok(ImageTokenizer):
     @property
     def image_size(self) -> int:
         """Side in pixels of the square images it takes."""
-        return int(self.encoder.config.image_size)
+        return tower_image_size(self.encoder)
 
     @property
     def grid_size(self) -> int:
         """Tokens along each side at scale 1."""
-        return self.image_size // int(self.encoder.config.patch_size)
+        return tower_grid(self.encoder)
 
     @property
     def num_scales(self) -> int:
@@ -118,7 +119,7 @@ class TATok(ImageTokenizer):
         self.check_images(images)
         self.num_tokens(scale)
         pixels = (images - self.input_shift) / self.input_scale
-        hidden = self.encoder(pixel_values=pixels, output_hidden_states=True).hidden_states[self.select_layer]
+        hidden = tower_hidden(self.encoder, pixels, self.select_layer)
         if scale > 1:
             grid = rearrange(hidden, "b (h w) d -> b d h w", h=self.grid_size)
             hidden = rearrange(F.avg_pool2d(grid, scale), "b d h w -> b (h w) d")

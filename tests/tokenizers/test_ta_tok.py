@@ -110,3 +110,37 @@ def test_parity_of_tokens_features_codebook_and_decoded_features(name: str) -> N
     torch.testing.assert_close(tokenizer.task_features(pixels), numbers["tok.features"], rtol=0, atol=1e-5)
     torch.testing.assert_close(tokenizer.quantizer.projected(), numbers["tok.codebook"], rtol=0, atol=1e-5)
     torch.testing.assert_close(tokenizer.decode(tokens.ids), numbers["tok.decoded"], rtol=0, atol=1e-5)
+
+
+NAFLEX = {
+    **{"model_type": "siglip2_vision_model", "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2},
+    **{"num_attention_heads": 2, "num_patches": 16, "patch_size": 7},
+}
+
+
+class TestTATokOverATowerOfAnySize(ImageTokenizerContract):
+    def tokenizer(self) -> TATok:
+        with seeded(0):
+            tokenizer = TATok(NAFLEX, codebook_size=32, bottleneck_dim=6, decoder_depth=1)
+        return perturbed(tokenizer, std=0.2).eval()
+
+
+@torch.no_grad()
+def test_a_tower_of_any_size_reads_patches_as_transformers_cuts_them() -> None:
+    from transformers import Siglip2ImageProcessor
+
+    tokenizer = TestTATokOverATowerOfAnySize().tokenizer()
+    pixels = torch.randint(256, (1, 3, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    processor = Siglip2ImageProcessor(patch_size=7, max_num_patches=16)
+    inputs = processor(images=list(pixels), return_tensors="pt")
+    assert inputs["spatial_shapes"].tolist() == [[4, 4]]
+    hidden = tokenizer.encoder(**inputs, output_hidden_states=True).hidden_states[-2]
+    images = pixels.float() / 127.5 - 1
+    torch.testing.assert_close(tokenizer.task_features(images), tokenizer.encode_task(hidden), rtol=1e-4, atol=1e-5)
+
+
+def test_towers_that_are_none_or_have_no_square_grid_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"model_type \('clip_vision_model'\) must be one of siglip"):
+        TATok({"model_type": "clip_vision_model"})
+    with pytest.raises(ValueError, match=r"num_patches \(15\) must be a square number"):
+        TATok(NAFLEX | {"num_patches": 15})
