@@ -87,6 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_argument("out", type=Path, help="model folder to write")
     convert.add_argument("--diffusion", help="folder or hub id with transformer/, vae/ and scheduler/ configs")
     convert.add_argument("--vision", help="folder or hub id of the SigLIP config (default: the published tower)")
+    convert.add_argument("--tokenizer", help="ta_tok.pth, for checkpoints without the image tokenizer's tensors")
     convert.set_defaults(run=_convert)
 
     export = commands.add_parser("export", help="write a model folder in the released layout")
@@ -192,7 +193,9 @@ def _convert(options: argparse.Namespace) -> None:
     from blip3o.checkpoints import check_model_folder, load_published
 
     check_model_folder(options.out)
-    pipe = load_published(options.checkpoint, diffusion=options.diffusion, vision=options.vision)
+    pipe = load_published(
+        options.checkpoint, diffusion=options.diffusion, vision=options.vision, tokenizer=options.tokenizer
+    )
     print(pipe.save_pretrained(options.out))
 
 

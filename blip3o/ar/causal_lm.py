@@ -221,7 +221,9 @@ class CausalLM(ARBackbone):
         if self._logit_shape is None:
             self._logit_shape = read_logit_shape(self.lm)
         head, within = head_of(self.lm), slice(*ids)
-        return self._logit_shape(F.linear(hidden, head.weight[within], None if head.bias is None else head.bias[within]))
+        return self._logit_shape(
+            F.linear(hidden, head.weight[within], None if head.bias is None else head.bias[within])
+        )
 
     def _extended(self) -> ImageVocabulary:
         if self.vocabulary is None:

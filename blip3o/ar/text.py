@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import (
+    CONFIG_MAPPING,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>")
 
@@ -32,5 +40,17 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def load_text_tokenizer(source: str | Sequence[str]) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or hub id, or from a list of words."""
-    return AutoTokenizer.from_pretrained(source) if isinstance(source, str) else word_tokenizer(source)
+    """A tokenizer from a folder or hub id, whose own code is never run, or from a list of words."""
+    if not isinstance(source, str):
+        return word_tokenizer(source)
+    # A config.json of an architecture that transformers does not know, such as the released one, tells it nothing.
+    known = {"config": PreTrainedConfig()} if _is_foreign(Path(source) / "config.json") else {}
+    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **known)
+
+
+def _is_foreign(config: Path) -> bool:
+    """Whether a config.json names an architecture that transformers does not know."""
+    try:
+        return config.is_file() and json.loads(config.read_text())["model_type"] not in CONFIG_MAPPING
+    except (ValueError, KeyError, TypeError):
+        return False  # transformers says what is wrong with it

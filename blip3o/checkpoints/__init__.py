@@ -10,6 +10,7 @@ from blip3o.checkpoints.folder import (
     save_model,
 )
 from blip3o.checkpoints.published import load_published
+from blip3o.checkpoints.ta_tok import load_ta_tok
 from blip3o.checkpoints.tensors import load_part, save_part
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "load_model",
     "load_part",
     "load_published",
+    "load_ta_tok",
     "save_model",
     "save_part",
 ]

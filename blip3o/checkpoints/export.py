@@ -7,13 +7,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import yaml
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from blip3o.ar.text import load_text_tokenizer
-from blip3o.ar.vocabulary import ImageVocabulary
-from blip3o.checkpoints.folder import CONFIG_NAME, TEXT_TOKENIZER, replacing
+from blip3o.ar.vocabulary import ImageVocabulary, held_layout
+from blip3o.checkpoints.configs import vocabulary_config
+from blip3o.checkpoints.folder import CONFIG_NAME, TEXT_TOKENIZER, read_config, replacing
 from blip3o.checkpoints.names import RENAMED, to_theirs
 from blip3o.checkpoints.tensors import read_file
 from blip3o.diffusion.flow import PUBLISHED_SHIFT
@@ -21,13 +22,14 @@ from blip3o.diffusion.objectives import FlowMatching
 from blip3o.loading import resolve_folder
 from blip3o.prompts import PromptTemplate
 
+IDLE = "blip3o.bridge.idle.IdleBridge"
 CLASSES = {
-    "tokenizer": "blip3o.tokenizers.ta_tok.TATok",
-    "ar": "blip3o.ar.causal_lm.CausalLM",
-    "bridge": "blip3o.bridge.mlp.MLPBridge",
-    "diffusion": "blip3o.diffusion.flow.FlowHead",
-    "reference_features": "blip3o.bridge.mlp.MLPBridge",
-    "reference_latents": "blip3o.bridge.mlp.MLPBridge",
+    "tokenizer": ("blip3o.tokenizers.ta_tok.TATok",),
+    "ar": ("blip3o.ar.causal_lm.CausalLM",),
+    "bridge": ("blip3o.bridge.mlp.MLPBridge",),
+    "diffusion": ("blip3o.diffusion.flow.FlowHead",),
+    "reference_features": ("blip3o.bridge.mlp.MLPBridge",),
+    "reference_latents": ("blip3o.bridge.mlp.MLPBridge", IDLE),
 }
 """What each part must be: the released code knows no other."""
 
@@ -38,21 +40,22 @@ def export_published(model: str | Path, out: str | Path) -> Path:
     """Writes a model folder as a checkpoint of the released code: weights as they are stored, bit for bit.
 
     The folder holds config.json, model.safetensors and the text tokenizer, and what the released code fetches from a
-    hub: `diffusion/` with the configs of transformer, vae and scheduler, and `vision/` with that of the tower.
+    hub: `diffusion/` with transformer, vae and scheduler, and `vision/` with the config of the tower. A tied head is
+    stored once, as input embeddings.
 
     Args:
         model: folder that `save_pretrained` or `blip3o convert` wrote, or a hub id of one.
         out: folder to write; it must be new or empty.
 
     Raises:
-        ValueError: if a part is none of the published classes, the wording or the codec's normalisation is another, or
-            `out` holds anything.
+        ValueError: if the folder is damaged, a part is none of the published classes, the wording is another, or `out`
+            holds anything; nothing has been written then.
     """
     source, out = resolve_folder(model, "model"), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out ({out}) exists and is no empty folder; name another.")
     parts = _parts(source)
-    head = parts["diffusion"]["init_args"]
+    head, language = parts["diffusion"]["init_args"], _language(parts)
     tensors: dict[str, Tensor] = {}
     factors: dict[str, float] = {}
     for part in parts:
@@ -64,33 +67,40 @@ def export_published(model: str | Path, out: str | Path) -> Path:
                 factors[key] = float(tensor)
             else:
                 raise ValueError(f"{part} holds {key}, for which the released layout has no name.")
-    if factors.get("codec.shift_factor", 0.0) != 0.0:
-        raise ValueError(f"the codec shifts its latents by {factors['codec.shift_factor']}; the released code can not.")
+    if language["tie_word_embeddings"]:
+        tensors.pop("lm_head.weight", None)
+    vae = head["codec"]["init_args"]["config"] | {"scaling_factor": factors["codec.scaling_factor"]}
+    if factors["codec.shift_factor"] != 0.0:
+        vae["shift_factor"] = factors["codec.shift_factor"]
     with replacing(out) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         vocabulary = _write_text_tokenizer(source, parts, new)
-        config = _config(parts, vocabulary) | {"diffusion_name_or_path": str(out / "diffusion")}
-        _write_json(new / "config.json", config)
-        vae = head["codec"]["init_args"]["config"] | {"scaling_factor": factors["codec.scaling_factor"]}
-        _write_json(new / "diffusion/transformer/config.json", head["denoiser"]["init_args"]["config"])
-        _write_json(new / "diffusion/vae/config.json", vae)
-        shift = head["objective"]["init_args"]["shift"]
-        _write_json(new / "diffusion/scheduler/scheduler_config.json", {"num_train_timesteps": 1000, "shift": shift})
+        folder = new / "diffusion"
+        config = language | _config(parts, vocabulary)
+        _write_json(new / "config.json", config | {"diffusion_name_or_path": str(out.absolute() / "diffusion")})
+        denoiser = head["denoiser"]["init_args"]["config"]
+        _write_diffusers(folder / "transformer", "SanaTransformer2DModel", denoiser, tensors, "model.sana.")
+        _write_diffusers(folder / "vae", "AutoencoderDC", vae, tensors, "model.sana_vae.")
+        scheduler = {"num_train_timesteps": 1000, "shift": head["objective"]["init_args"]["shift"]}
+        scheduler["_class_name"] = "FlowMatchEulerDiscreteScheduler"
+        _write_json(folder / "scheduler/scheduler_config.json", scheduler)
         vision = {"model_type": "siglip_vision_model", **parts["tokenizer"]["init_args"]["vision"]}
-        _write_json(new / "vision/config.json", {"model_type": "siglip", "vision_config": vision})
+        whole = vision["model_type"].removesuffix("_vision_model")
+        _write_json(new / "vision/config.json", {"model_type": whole, "vision_config": vision})
     return out
 
 
 def _parts(source: Path) -> dict[str, dict[str, Any]]:
     """The configuration of every part, all of published classes."""
     path = source / CONFIG_NAME
-    if not path.is_file():
-        raise ValueError(f"model ({source}) has no {CONFIG_NAME}; pass a folder that save_pretrained wrote.")
-    arguments = yaml.safe_load(path.read_text())["model"]["init_args"]
+    arguments = read_config(source)[0]["init_args"]
     parts = {name: arguments[name] for name in RENAMED if arguments.get(name)}
-    for name, config in parts.items():
-        if config["class_path"] != CLASSES[name]:
-            raise ValueError(f"{name} is a {config['class_path']}; the released code knows {CLASSES[name]} only.")
+    for name, classes in CLASSES.items():
+        config = parts.get(name, {})
+        if name not in parts and not name.startswith("reference"):
+            raise ValueError(f"{path} describes no {name}; the released code needs one.")
+        if name in parts and config.get("class_path") not in classes:
+            raise ValueError(f"{name} is a {config.get('class_path')}; the released code knows {classes[0]} only.")
     reads = parts["bridge"].get("init_args", {})
     if reads.get("reads", "image_tokens") != "image_tokens" or reads.get("ar_layers"):
         raise ValueError(
@@ -113,43 +123,60 @@ def _parts(source: Path) -> dict[str, dict[str, Any]]:
 def _write_text_tokenizer(source: Path, parts: dict[str, dict[str, Any]], new: Path) -> ImageVocabulary:
     """Writes the text tokenizer, the image tokens added where it lacks them; returns the ids."""
     text_tokenizer = load_text_tokenizer(str(source / TEXT_TOKENIZER))
+    held = held_layout(text_tokenizer)
     text_size = parts["ar"]["init_args"].get("text_size") or len(text_tokenizer)
-    vocabulary = ImageVocabulary(text_size, parts["tokenizer"]["init_args"]["codebook_size"])
-    if len(text_tokenizer) == text_size:
+    codes = parts["tokenizer"]["init_args"]["codebook_size"]
+    vocabulary = ImageVocabulary(text_size, codes) if held is None else ImageVocabulary(held[0], codes, held[1])
+    if len(text_tokenizer) == vocabulary.text_size:
         text_tokenizer.add_tokens(vocabulary.names(), special_tokens=True)
     text_tokenizer.save_pretrained(new)
     return vocabulary
 
 
+def _language(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """The keys of config.json that describe the AR model, in the form that every transformers since 4.51 reads."""
+    arguments = dict(parts["ar"]["init_args"]["config"])
+    if arguments.get("model_type") != "qwen3":
+        raise ValueError(f"ar is a {arguments.get('model_type')}; the released code knows qwen3 only.")
+    given = {key: value for key, value in arguments.items() if key != "model_type"}
+    resolved = AutoConfig.for_model("qwen3", **given)
+    arguments.pop("rope_parameters", None)
+    rope = dict(resolved.rope_parameters)
+    arguments["rope_theta"] = rope.pop("rope_theta")
+    arguments["rope_scaling"] = rope if rope.get("rope_type", "default") != "default" else None
+    arguments["head_dim"] = resolved.head_dim
+    arguments["tie_word_embeddings"] = resolved.tie_word_embeddings
+    return arguments
+
+
 def _config(parts: dict[str, dict[str, Any]], vocabulary: ImageVocabulary) -> dict[str, Any]:
-    """config.json as the released code reads it."""
-    head = parts["diffusion"]["init_args"]
+    """The keys of config.json that the released code adds to the AR model's."""
     tokenizer = parts["tokenizer"]["init_args"]
-    noise_space = head.get("reference") is not None
+    noise_space = parts["diffusion"]["init_args"].get("reference") is not None
+    latents = parts.get("reference_latents", {}).get("class_path")
     return {
-        **parts["ar"]["init_args"]["config"],
         "architectures": ["blip3oQwenForCausalLM"],
         "model_type": "blip3o_qwen",
-        "vocab_size": vocabulary.size,
-        "image_start_tag_id": vocabulary.image_start,
-        "image_end_tag_id": vocabulary.image_end,
-        "scale_start_token_id": vocabulary.scale(1),
-        "scale_end_token_id": vocabulary.scale(vocabulary.num_scales),
-        "image_start_token_id": vocabulary.first_code,
-        "image_end_token_id": vocabulary.size - 1,
-        "num_scale_tokens": vocabulary.num_scales,
-        "num_image_tokens": vocabulary.num_codes,
+        "vocab_size": parts["ar"]["init_args"].get("table_size") or vocabulary.size,
+        **vocabulary_config(vocabulary),
         "num_new_tokens": vocabulary.num_codes,
         "mm_vision_tower": "ta_tok",
         "mm_vision_select_layer": tokenizer["select_layer"],
         "mm_vision_select_feature": "patch",
         "mm_patch_merge_type": "flat",
-        "mm_hidden_size": tokenizer["vision"]["hidden_size"],
-        "use_und_image_vae": noise_space or "reference_latents" in parts,
+        "mm_hidden_size": tokenizer["vision"].get("hidden_size", 768),
+        "use_und_image_vae": latents is not None,
         "use_und_image_vae_as_noise": noise_space,
-        "only_use_und_image_vae_as_noise": noise_space and "reference_latents" not in parts,
+        "only_use_und_image_vae_as_noise": latents == IDLE or (noise_space and latents is None),
         "use_tar_siglip_features": "reference_features" in parts,
     }
+
+
+def _write_diffusers(folder: Path, name: str, config: dict[str, Any], tensors: dict[str, Tensor], start: str) -> None:
+    """Writes a model as diffusers does, of the tensors whose names start with `start`."""
+    _write_json(folder / "config.json", {"_class_name": name, **config})
+    state = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
+    save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

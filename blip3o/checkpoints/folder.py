@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import pkgutil
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,8 @@ def load_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
         ValueError: if the folder or one of its files is missing, damaged or does not fit the configuration.
     """
     folder = Path(folder)
-    config, generation = _read_config(folder)
-    model = instantiate(config, trust_remote_code=trust_remote_code)
+    config, generation = _own_config(folder)
+    model = _instantiated(config, folder, trust_remote_code)
     for name, part in model.parts().items():
         load_part(part, folder / f"{name}.safetensors")
     return model.eval(), generation
@@ -90,27 +91,48 @@ def load_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
 
 def describe_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Blip3oNext, dict[str, Any]]:
     """Like `load_model`, but on the meta device: the shapes of the weights, not the weights."""
-    config, generation = _read_config(Path(folder))
+    folder = Path(folder)
+    config, generation = _own_config(folder)
     with torch.device("meta"):
-        return instantiate(config, trust_remote_code=trust_remote_code).eval(), generation
+        return _instantiated(config, folder, trust_remote_code).eval(), generation
 
 
-def _read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The model's configuration, with the folder's text tokenizer in it, and the defaults of generation."""
-    config_path = folder / CONFIG_NAME
-    if not config_path.is_file():
-        raise ValueError(f"folder ({folder}) has no {CONFIG_NAME}; pass a folder that save_pretrained wrote.")
+def _instantiated(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> Blip3oNext:
+    """The model of a folder's configuration, with fresh weights."""
     try:
-        stored = yaml.safe_load(config_path.read_text())
-        config, generation = stored["model"], dict(stored.get("generation") or {})
-        ar = config["init_args"]["ar"]["init_args"]
-        own_text_tokenizer = ar.get("text_tokenizer") == TEXT_TOKENIZER
-    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{config_path} is no model configuration ({error!r}); save the model again.") from error
+        return instantiate(config, trust_remote_code=trust_remote_code)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
+
+
+def _own_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and default arguments of generation, the folder's text tokenizer being named by its path."""
+    config, generation = read_config(folder)
+    ar = config["init_args"]["ar"]["init_args"]
+    own_text_tokenizer = ar.get("text_tokenizer") == TEXT_TOKENIZER
     if own_text_tokenizer:
         ar["text_tokenizer"] = str(folder / TEXT_TOKENIZER)
         if not (folder / TEXT_TOKENIZER).is_dir():
             raise ValueError(f"{folder / TEXT_TOKENIZER} is missing; the model folder is not complete.")
+    return config, generation
+
+
+def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Configuration and default arguments of generation of a model folder.
+
+    Raises:
+        ValueError: if the folder holds none, or it describes no model.
+    """
+    path = folder / CONFIG_NAME
+    if not path.is_file():
+        raise ValueError(f"folder ({folder}) has no {CONFIG_NAME}; pass a folder that save_pretrained wrote.")
+    try:
+        stored = yaml.safe_load(path.read_text())
+        config, generation = dict(stored["model"]), dict(stored.get("generation") or {})
+        config["init_args"]["ar"]["init_args"].get("text_tokenizer")
+        config["init_args"].keys()
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no model configuration ({error!r}); save the model again.") from error
     return config, generation
 
 
@@ -120,59 +142,80 @@ def instantiate(config: dict[str, Any], *, trust_remote_code: bool = False) -> B
     Raises:
         ValueError: if a class is not from a trusted package, or the configuration does not fit the classes.
     """
-    foreign = sorted({path for path in _class_paths(config) if path.split(".")[0] not in TRUSTED})
+    foreign = {key: path for key, path in _class_paths(config, "model") if path.split(".")[0] not in TRUSTED}
     if foreign and not trust_remote_code:
         raise ValueError(
-            f"the model names classes outside {TRUSTED}: {foreign}; pass trust_remote_code=True if you trust them."
+            f"the model names classes outside {TRUSTED} under {', '.join(foreign)}: {sorted(set(foreign.values()))}; "
+            "pass trust_remote_code=True if you trust them."
         )
-    try:
-        model = _build(config)
-    except Exception as error:
-        raise ValueError(f"the model's configuration does not fit its classes: {error}") from error
+    model = _build(config, "model")
     if not isinstance(model, Blip3oNext):
         raise ValueError(f"the configuration describes a {type(model).__name__}; it must describe a Blip3oNext.")
     return model
 
 
-def _build(value: Any) -> Any:
+def _build(value: Any, where: str) -> Any:
     """Builds the parts that `Part.config` wrote; a bridge without its widths becomes a callable that takes them.
 
     Only a `class_path` is ever imported. (jsonargparse, which reads training's YAML, would also import the class that
     a plain string names and read the file that it names.)
+
+    Args:
+        value: a part's configuration, or any value in one.
+        where: its key, for messages.
     """
     if isinstance(value, list):
-        return [_build(item) for item in value]
+        return [_build(item, f"{where}[{index}]") for index, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
     if "class_path" not in value:
-        return {key: _build(item) for key, item in value.items()}
+        return {key: _build(item, f"{where}.{key}") for key, item in value.items()}
+    given = value.get("init_args") or {}
+    if not isinstance(given, dict):
+        raise ValueError(f"{where}.init_args ({given!r}) does not fit its classes; it must be a mapping.")
+    arguments = {key: _build(item, f"{where}.init_args.{key}") for key, item in given.items()}
+    try:
+        return _part(value, arguments)
+    except Exception as error:
+        raise ValueError(
+            f"{where} is a {value['class_path']}, but the configuration does not fit its classes: {error}"
+        ) from error
+
+
+def _part(value: dict[str, Any], arguments: dict[str, Any]) -> Any:
+    """The part of a configuration, its arguments built."""
     cls = pkgutil.resolve_name(value["class_path"])
     if not (isinstance(cls, type) and issubclass(cls, Part)):
         raise TypeError(f"{value['class_path']} is no Part.")
     if strange := value.keys() - {"class_path", "init_args"}:
         raise TypeError(f"{value['class_path']} is given {sorted(strange)} beside class_path and init_args.")
-    arguments = _build(value.get("init_args") or {})
     if issubclass(cls, Blip3oNext) and "template" in arguments:
         arguments["template"] = PromptTemplate(**arguments["template"])
     if issubclass(cls, Bridge) and "in_features" not in arguments:
+        inspect.signature(cls).bind(0, 0, **arguments)  # what does not fit is told of this part, not of the model
         return partial(cls, **arguments)
     return cls(**arguments)
 
 
-def _class_paths(config: Any) -> Iterator[str]:
+def _class_paths(config: Any, where: str) -> Iterator[tuple[str, str]]:
+    """Key and class of everything in a configuration that names one."""
     if isinstance(config, dict):
         if isinstance(config.get("class_path"), str):
-            yield config["class_path"]
-        for value in config.values():
-            yield from _class_paths(value)
+            yield f"{where}.class_path", config["class_path"]
+        for key, value in config.items():
+            yield from _class_paths(value, f"{where}.{key}")
     elif isinstance(config, list):
-        for value in config:
-            yield from _class_paths(value)
+        for index, value in enumerate(config):
+            yield from _class_paths(value, f"{where}[{index}]")
 
 
 @contextmanager
 def replacing(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` when the block ends well, and vanishes when it does not."""
+    """A new folder that takes the place of `folder` when the block ends well, and vanishes when it does not.
+
+    So do the folders above it that were made for it.
+    """
+    made = [above for above in folder.parents if not above.exists()]
     folder.parent.mkdir(parents=True, exist_ok=True)
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -190,5 +233,9 @@ def replacing(folder: Path) -> Iterator[Path]:
                 shutil.rmtree(old)
         else:
             new.replace(folder)
-    finally:
+    except BaseException:
         shutil.rmtree(new, ignore_errors=True)
+        for above in made:
+            with suppress(OSError):  # someone else may have put something there
+                above.rmdir()
+        raise

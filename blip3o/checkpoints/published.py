@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +9,21 @@ import torch
 from torch import Tensor
 
 from blip3o.ar.causal_lm import CausalLM
+from blip3o.ar.tables import share_tied
+from blip3o.bridge.idle import IdleBridge
 from blip3o.bridge.mlp import MLPBridge
+from blip3o.checkpoints.configs import (
+    built_from,
+    check_class,
+    check_vocabulary,
+    language_config,
+    plain,
+    read_json,
+    scheduler_shift,
+    whole,
+)
 from blip3o.checkpoints.names import split_by_part
+from blip3o.checkpoints.ta_tok import VISION, build_ta_tok, read_ta_tok
 from blip3o.checkpoints.tensors import misfits, read_file
 from blip3o.diffusion.codecs import DCAE
 from blip3o.diffusion.flow import FlowHead, Reference
@@ -20,21 +31,9 @@ from blip3o.diffusion.objectives import FlowMatching
 from blip3o.diffusion.sana import Sana
 from blip3o.loading import resolve_folder
 from blip3o.model import Blip3oNext
-from blip3o.tokenizers.ta_tok import TATok
 
 if TYPE_CHECKING:
     from blip3o.pipeline import Blip3oPipeline
-
-VISION = "google/siglip2-so400m-patch14-384"
-"""The published tokenizer's vision tower."""
-
-_NOT_THE_AR = (
-    *("architectures", "model_type", "vocab_size", "torch_dtype", "dtype", "transformers_version", "use_cache"),
-    *("diffusion_name_or_path", "use_und_image_vae", "use_und_image_vae_as_noise", "only_use_und_image_vae_as_noise"),
-    *("use_tar_siglip_features", "use_mm_proj", "vision_tower_pretrained", "num_new_tokens", "num_image_tokens"),
-    *("num_scale_tokens", "tokenizer_model_max_length", "tokenizer_padding_side"),
-)
-"""Keys of a released config.json that describe other parts, or how it was made."""
 
 
 def load_published(
@@ -42,6 +41,7 @@ def load_published(
     *,
     diffusion: str | Path | None = None,
     vision: str | Path | None = None,
+    tokenizer: str | Path | None = None,
     noise_space: Reference = "width",
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
@@ -55,32 +55,48 @@ def load_published(
             folder `diffusion` of the checkpoint, or else what its config names. Weights come from the checkpoint alone.
         vision: folder or hub id with a SigLIP config.json. When None, the folder `vision` of the checkpoint, or else
             the published tower.
+        tokenizer: the image tokenizer's own file, for checkpoints without its tensors. When None, what their config
+            names as `mm_vision_tower`.
         noise_space: for editing checkpoints that join the reference's latents to the noisy ones: along which axis. The
             checkpoint does not say; the released code's is the width.
         device: where the model goes.
         dtype: of the weights; as they are stored when None.
 
     Raises:
-        ValueError: if a folder or file is missing or damaged, or a tensor is missing, unexpected or mis-shaped; all
-            are listed by part.
+        ValueError: if a folder or file is missing or damaged, a config names what is unknown, or a tensor is missing,
+            unexpected or mis-shaped; all are listed by part.
     """
     from blip3o.pipeline import Blip3oPipeline
 
     root = resolve_folder(checkpoint, "checkpoint")
-    config = _read_json(root / "config.json")
+    path = root / "config.json"
+    config = read_json(path)
     parts, strangers = split_by_part(read_tensors(root))
     if strangers:
         raise ValueError(f"{root} holds tensors of no known part: {', '.join(strangers)}.")
+    layer = whole(config, "mm_vision_select_layer", path, -2)
+    source = _tokenizer_file(root, tokenizer, config, holds_its_own=bool(parts["tokenizer"]))
+    if source is not None:
+        arguments, parts["tokenizer"] = read_ta_tok(source)
+        layer = whole(arguments, "select_layer_id", source, layer)
     diffusers = _beside(root, "diffusion", diffusion, config.get("diffusion_name_or_path"))
-    tower = _read_json(_beside(root, "vision", vision, VISION) / "config.json")
-    model = Blip3oNext(
-        tokenizer=_tokenizer(tower.get("vision_config", tower), config, parts["tokenizer"], root),
-        ar=_backbone(config, root),
-        bridge=MLPBridge,
-        diffusion=_head(diffusers, noise_space if config.get("use_und_image_vae_as_noise") else None),
-        reference_features=MLPBridge if config.get("use_tar_siglip_features") else None,
-        reference_latents=MLPBridge if _reads_latents(config) else None,
+    tower = _beside(root, "vision", vision, VISION) / "config.json"
+    ar = _backbone(config, root, parts["ar"])
+    image_tokenizer = build_ta_tok(parts["tokenizer"], tower, source or root, select_layer=layer)
+    head = _head(diffusers, noise_space if config.get("use_und_image_vae_as_noise") else None)
+    model = built_from(
+        root,
+        lambda: Blip3oNext(
+            tokenizer=image_tokenizer,
+            ar=ar,
+            bridge=MLPBridge,
+            diffusion=head,
+            reference_features=MLPBridge if config.get("use_tar_siglip_features") else None,
+            reference_latents=_latents_bridge(config),
+        ),
     )
+    assert ar.vocabulary is not None
+    check_vocabulary(config, ar.vocabulary, path)
     parts = {name: state for name, state in parts.items() if state or name in model.parts()}
     idle = sorted(parts.keys() - model.parts().keys())
     if idle:
@@ -88,6 +104,7 @@ def load_published(
     # The codec's normalisation is told by its config and not among the tensors.
     factors = {key: value for key, value in model.diffusion.state_dict().items() if key.endswith("_factor")}
     parts["diffusion"] = factors | parts["diffusion"]
+    built_from(root, lambda: share_tied(ar.lm, parts["ar"], "lm."))
     told = {name: misfits(part, parts[name]) for name, part in model.parts().items()}
     if any(told.values()):
         raise ValueError(
@@ -108,6 +125,22 @@ def _beside(root: Path, name: str, given: str | Path | None, default: str | None
     return resolve_folder(given or default or "", name)
 
 
+def _tokenizer_file(
+    root: Path, given: str | Path | None, config: dict[str, Any], *, holds_its_own: bool
+) -> Path | None:
+    """The image tokenizer's own file, where it has to be read because the checkpoint lacks its tensors."""
+    if holds_its_own:
+        if given is not None:
+            raise ValueError(f"{root} holds an image tokenizer of its own; leave tokenizer ({given}) out.")
+        return None
+    named = given or config.get("mm_vision_tower") or ""
+    found = next((path for path in (Path(named), root / named) if path.is_file()), None)
+    if found is None:
+        told = f"tokenizer ({given}) is no file" if given else f"mm_vision_tower ({named!r}) names no file"
+        raise ValueError(f"{root} holds no codebook and {told}; pass tokenizer, the released ta_tok.pth.")
+    return found
+
+
 def read_tensors(root: Path) -> dict[str, Tensor]:
     """All tensors of a checkpoint folder, mapped from its safetensors files.
 
@@ -117,7 +150,7 @@ def read_tensors(root: Path) -> dict[str, Tensor]:
     index = root / "model.safetensors.index.json"
     single = root / "model.safetensors"
     if index.is_file():
-        files = sorted({root / name for name in _read_json(index).get("weight_map", {}).values()})
+        files = _shards(index)
     elif single.is_file():
         files = [single]
     else:
@@ -130,57 +163,57 @@ def read_tensors(root: Path) -> dict[str, Tensor]:
     return state
 
 
-def _tokenizer(vision: dict[str, Any], config: dict[str, Any], state: dict[str, Tensor], root: Path) -> TATok:
-    """TA-Tok of the sizes that its tensors have."""
-    codebook = state.get("quantizer.codebook.weight")
-    if codebook is None:
-        raise ValueError(f"{root} holds no codebook; it is no checkpoint of BLIP3o-NEXT.")
-    layers = [int(found[1]) for key in state if (found := re.match(r"decoder\.encoder\.layers\.(\d+)\.", key))]
-    return TATok(
-        vision,
-        codebook_size=codebook.shape[0],
-        bottleneck_dim=codebook.shape[1],
-        select_layer=int(config.get("mm_vision_select_layer", -2)),
-        decoder_depth=max(layers, default=-1) + 1,
-    )
+def _shards(index: Path) -> list[Path]:
+    """The files that an index names, all beside it."""
+    names = read_json(index).get("weight_map")
+    if not isinstance(names, dict) or not names:
+        raise ValueError(f"{index} has no weight_map; copy or download it again.")
+    for name in names.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
+            raise ValueError(f"{index}: weight_map names {name!r}; it must name safetensors files beside it.")
+    return [index.parent / name for name in sorted(set(names.values()))]
 
 
-def _backbone(config: dict[str, Any], root: Path) -> CausalLM:
+def _backbone(config: dict[str, Any], root: Path, state: dict[str, Tensor]) -> CausalLM:
     """The causal LM, over the text ids that lie below `<im_start>`."""
-    kept = {k: v for k, v in config.items() if k not in _NOT_THE_AR and not k.startswith("mm_")}
-    kept = {k: v for k, v in kept.items() if not re.match(r"(image|scale)_(start|end)_", k)}
-    return CausalLM(
-        {"model_type": "qwen3", **kept}, text_tokenizer=str(root), text_size=int(config["image_start_tag_id"])
+    path = root / "config.json"
+    start = whole(config, "image_start_tag_id", path)
+    last = whole(config, "image_end_token_id", path)
+    embeddings = state.get("lm.model.embed_tokens.weight")
+    rows = 0 if embeddings is None else len(embeddings)
+    arguments = language_config(config, path)
+    return built_from(
+        root,
+        lambda: CausalLM(
+            arguments, text_tokenizer=str(root), text_size=start, table_size=rows if rows > last + 1 else None
+        ),
     )
 
 
-def _reads_latents(config: dict[str, Any]) -> bool:
-    """Whether a released config conditions on the reference's latents by cross-attention."""
-    return bool(config.get("use_und_image_vae")) and not config.get("only_use_und_image_vae_as_noise")
+def _latents_bridge(config: dict[str, Any]) -> type[MLPBridge] | None:
+    """How a released config conditions on the reference's latents by cross-attention."""
+    if not config.get("use_und_image_vae"):
+        return None
+    return IdleBridge if config.get("only_use_und_image_vae_as_noise") else MLPBridge
 
 
 def _head(folder: Path, reference: Reference | None) -> FlowHead:
     """SANA over DC-AE with the scheduler's shift."""
-    denoiser = Sana(_plain(_read_json(folder / "transformer/config.json")))
-    codec = DCAE(_plain(_read_json(folder / "vae/config.json")))
-    scheduler = _read_json(folder / "scheduler/scheduler_config.json")
-    return FlowHead(
-        denoiser,
-        codec,
-        image_size=int(denoiser.transformer.config.sample_size) * codec.spatial_factor,
-        objective=FlowMatching(shift=float(scheduler.get("shift", 1.0))),
-        reference=reference,
+    transformer, vae = folder / "transformer/config.json", folder / "vae/config.json"
+    sana, dcae = read_json(transformer), read_json(vae)
+    check_class(sana, "_class_name", ("SanaTransformer2DModel",), transformer)
+    check_class(dcae, "_class_name", ("AutoencoderDC",), vae)
+    shift = scheduler_shift(folder / "scheduler/scheduler_config.json")
+    denoiser = built_from(transformer, lambda: Sana(plain(sana)))
+    raw_shift = dcae.pop("shift_factor", None)
+    codec = built_from(vae, lambda: DCAE(plain(dcae), shift_factor=float(raw_shift or 0.0)))
+    return built_from(
+        folder,
+        lambda: FlowHead(
+            denoiser,
+            codec,
+            image_size=int(denoiser.transformer.config.sample_size) * codec.spatial_factor,
+            objective=FlowMatching(shift=shift),
+            reference=reference,
+        ),
     )
-
-
-def _plain(config: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in config.items() if not key.startswith("_")}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise ValueError(f"{path} is missing; the folder is not complete.")
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON object ({error}); copy or download it again.") from error
