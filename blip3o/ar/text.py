@@ -40,12 +40,20 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def load_text_tokenizer(source: str | Sequence[str]) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or hub id, whose own code is never run, or from a list of words."""
+    """A tokenizer from a folder or hub id, whose own code is never run, or from a list of words.
+
+    Raises:
+        ValueError: if the folder or hub id holds none, or a damaged one.
+    """
     if not isinstance(source, str):
         return word_tokenizer(source)
     # A config.json of an architecture that transformers does not know, such as the released one, tells it nothing.
     known = {"config": PreTrainedConfig()} if _is_foreign(Path(source) / "config.json") else {}
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **known)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **known)
+    except Exception as error:
+        told = next(iter(str(error).splitlines()), repr(error))
+        raise ValueError(f"text_tokenizer ({source}) holds no tokenizer that can be read: {told}") from error
 
 
 def _is_foreign(config: Path) -> bool:

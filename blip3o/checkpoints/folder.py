@@ -132,7 +132,8 @@ def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         config["init_args"]["ar"]["init_args"].get("text_tokenizer")
         config["init_args"].keys()
     except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no model configuration ({error!r}); save the model again.") from error
+        told = " ".join(str(error).split()) if isinstance(error, yaml.YAMLError) else repr(error)
+        raise ValueError(f"{path} is no model configuration ({told}); save the model again.") from error
     return config, generation
 
 

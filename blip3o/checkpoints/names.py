@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
@@ -58,6 +58,11 @@ def to_ours(key: str) -> tuple[str, str] | None:
             if key.startswith(theirs):
                 return part, ours + key.removeprefix(theirs)
     return None
+
+
+def told_of(part: str) -> Callable[[str], str]:
+    """How to say a tensor of a part to whoever has a released checkpoint: by its released name."""
+    return lambda key: to_theirs(part, key) or key
 
 
 def to_theirs(part: str, key: str) -> str | None:

@@ -22,9 +22,9 @@ from blip3o.checkpoints.configs import (
     scheduler_shift,
     whole,
 )
-from blip3o.checkpoints.names import split_by_part
+from blip3o.checkpoints.names import split_by_part, told_of
 from blip3o.checkpoints.ta_tok import VISION, build_ta_tok, read_ta_tok
-from blip3o.checkpoints.tensors import misfits, read_file
+from blip3o.checkpoints.tensors import misfits, read_file, told_pickles
 from blip3o.diffusion.codecs import DCAE
 from blip3o.diffusion.flow import FlowHead, Reference
 from blip3o.diffusion.objectives import FlowMatching
@@ -71,9 +71,10 @@ def load_published(
     root = resolve_folder(checkpoint, "checkpoint")
     path = root / "config.json"
     config = read_json(path)
+    weights = _weights(root)
     parts, strangers = split_by_part(read_tensors(root))
     if strangers:
-        raise ValueError(f"{root} holds tensors of no known part: {', '.join(strangers)}.")
+        raise ValueError(f"{weights} holds tensors of no known part: {', '.join(strangers)}.")
     layer = whole(config, "mm_vision_select_layer", path, -2)
     source = _tokenizer_file(root, tokenizer, config, holds_its_own=bool(parts["tokenizer"]))
     if source is not None:
@@ -100,15 +101,15 @@ def load_published(
     parts = {name: state for name, state in parts.items() if state or name in model.parts()}
     idle = sorted(parts.keys() - model.parts().keys())
     if idle:
-        raise ValueError(f"{root} holds tensors of {idle}, which its config.json turns off; correct the config.")
+        raise ValueError(f"{weights} holds tensors of {idle}, which {path} turns off; correct the config.")
     # The codec's normalisation is told by its config and not among the tensors.
     factors = {key: value for key, value in model.diffusion.state_dict().items() if key.endswith("_factor")}
     parts["diffusion"] = factors | parts["diffusion"]
-    built_from(root, lambda: share_tied(ar.lm, parts["ar"], "lm."))
-    told = {name: misfits(part, parts[name]) for name, part in model.parts().items()}
+    built_from(weights, lambda: share_tied(ar.lm, parts["ar"], "lm."))
+    told = {name: misfits(part, parts[name], told_of(name)) for name, part in model.parts().items()}
     if any(told.values()):
         raise ValueError(
-            f"{root} does not fit the model its config describes. "
+            f"{weights} does not fit the model that {path} describes. "
             + " ".join(f"{part}: {problems}." for part, problems in told.items() if problems)
         )
     for name, part in model.parts().items():
@@ -147,20 +148,21 @@ def read_tensors(root: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: if there is none, one is missing or damaged, or weights are stored as a pickle only.
     """
-    index = root / "model.safetensors.index.json"
-    single = root / "model.safetensors"
-    if index.is_file():
-        files = _shards(index)
-    elif single.is_file():
-        files = [single]
-    else:
-        pickles = sorted(path.name for path in root.iterdir() if path.suffix in (".bin", ".pt", ".pth", ".ckpt"))
-        told = f"; {', '.join(pickles)} is a pickle, which is never opened: convert it first" if pickles else ""
-        raise ValueError(f"{root} holds no model.safetensors and no index of shards{told}.")
+    weights = _weights(root)
+    files = _shards(weights) if weights.suffix == ".json" else [weights]
     state: dict[str, Tensor] = {}
     for path in files:
         state |= read_file(path)
     return state
+
+
+def _weights(root: Path) -> Path:
+    """The file with the weights, or the index of several."""
+    names = ("model.safetensors.index.json", "model.safetensors")
+    found = next((root / name for name in names if (root / name).is_file()), None)
+    if found is None:
+        raise ValueError(f"{root} holds no model.safetensors and no index of shards{told_pickles(root)}.")
+    return found
 
 
 def _shards(index: Path) -> list[Path]:
@@ -183,7 +185,7 @@ def _backbone(config: dict[str, Any], root: Path, state: dict[str, Tensor]) -> C
     rows = 0 if embeddings is None else len(embeddings)
     arguments = language_config(config, path)
     return built_from(
-        root,
+        path,
         lambda: CausalLM(
             arguments, text_tokenizer=str(root), text_size=start, table_size=rows if rows > last + 1 else None
         ),

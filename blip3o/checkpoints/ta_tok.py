@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from blip3o.checkpoints.configs import built_from, vision_config, whole
-from blip3o.checkpoints.names import TOKENIZER, to_ours
+from blip3o.checkpoints.names import TOKENIZER, to_ours, told_of
 from blip3o.checkpoints.tensors import misfits
 from blip3o.loading import resolve_folder
 from blip3o.tokenizers.ta_tok import TATok
@@ -49,7 +49,7 @@ def load_ta_tok(path: str | Path, *, vision: str | Path | None = None) -> TATok:
     tokenizer = build_ta_tok(state, config, path, select_layer=layer, temperature=temperature)
     if (size := arguments.get("input_size", tokenizer.image_size)) != tokenizer.image_size:
         raise ValueError(f"{path}: input_size ({size}) is not the image_size of {config} ({tokenizer.image_size}).")
-    if told := misfits(tokenizer, state):
+    if told := misfits(tokenizer, state, lambda key: told_of("tokenizer")(key).removeprefix(TOKENIZER)):
         raise ValueError(f"{path} does not fit {config}: {told}.")
     tokenizer.load_state_dict(state, assign=True)
     return tokenizer.eval()

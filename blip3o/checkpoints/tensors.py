@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,21 +18,27 @@ def read_file(path: Path) -> dict[str, Tensor]:
         ValueError: if the file is missing or damaged.
     """
     if not path.is_file():
-        raise ValueError(f"{path} is missing; the model folder is not complete.")
+        raise ValueError(f"{path} is missing; the model folder is not complete{told_pickles(path.parent)}.")
     try:
         return load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again.") from error
 
 
-def misfits(part: nn.Module, state: Mapping[str, Tensor]) -> str:
-    """What keeps `state` from filling a part, every key named; empty where it fits."""
+def told_pickles(folder: Path) -> str:
+    """What to say of a folder's pickles where something else lacks; nothing where there are none."""
+    pickles = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+    return f"; {', '.join(pickles)} is a pickle, which is never opened: convert it first" if pickles else ""
+
+
+def misfits(part: nn.Module, state: Mapping[str, Tensor], told: Callable[[str], str] = str) -> str:
+    """What keeps `state` from filling a part, every key named, as `told` says it; empty where it fits."""
     own = part.state_dict()
     problems = {
-        "missing": sorted(own.keys() - state.keys()),
-        "unexpected": sorted(state.keys() - own.keys()),
+        "missing": [told(key) for key in sorted(own.keys() - state.keys())],
+        "unexpected": [told(key) for key in sorted(state.keys() - own.keys())],
         "mis-shaped": [
-            f"{key} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
+            f"{told(key)} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
             for key in sorted(own.keys() & state.keys())
             if own[key].shape != state[key].shape
         ],

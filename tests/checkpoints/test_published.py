@@ -137,14 +137,14 @@ def truncated(folder: Path) -> None:
 
 GAIN = "model.diffusion_connector.3.weight"
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
-    "missing tensor": (changed(lambda s: s.pop(GAIN)), r"bridge: missing: layers\.3\.weight"),
+    "missing tensor": (changed(lambda s: s.pop(GAIN)), r"bridge: missing: model\.diffusion_connector\.3\.weight"),
     "renamed tensor": (
         changed(lambda s: s.update({"model.diffusion_conector.3.weight": s.pop(GAIN)})),
         r"tensors of no known part: model\.diffusion_conector\.3\.weight",
     ),
     "wrong shape": (
         changed(lambda s: s.update({"model.norm.weight": torch.ones(63)})),
-        r"ar: mis-shaped: lm\.model\.norm\.weight \(63,\) instead of \(64,\)",
+        r"model\.safetensors does not fit .*ar: mis-shaped: model\.norm\.weight \(63,\) instead of \(64,\)",
     ),
     "truncated file": (truncated, r"model\.safetensors is damaged"),
     "pickle only": (
@@ -223,5 +223,5 @@ def test_a_config_that_turns_off_what_the_tensors_hold_is_refused(tmp_path: Path
     source = Path(shutil.copytree(FOLDER / "edit/checkpoint", tmp_path / "checkpoint"))
     config = json.loads((source / "config.json").read_text())
     (source / "config.json").write_text(json.dumps(config | {"use_und_image_vae": False}))
-    with pytest.raises(ValueError, match=r"holds tensors of \['reference_latents'\], which its config.json turns off"):
+    with pytest.raises(ValueError, match=r"holds tensors of \['reference_latents'\], which .*config\.json turns off"):
         load_published(source, diffusion=FOLDER / "edit/sana", vision=FOLDER / "edit/teacher")

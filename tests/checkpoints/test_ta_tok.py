@@ -217,7 +217,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "renamed": (harmed(lambda t: t.update(a=t.pop(GAIN))), "ta_tok.pth holds tensors that TA-Tok does not know: a"),
     "unexpected": (
         harmed(lambda t: t.update({"decoder.vision_model.more.weight": torch.ones(1)})),
-        r"unexpected: decoder\.more\.weight",
+        r"unexpected: decoder\.vision_model\.more\.weight",
     ),
     "mis-shaped": (
         harmed(lambda t: t.update({GAIN: torch.ones(25)})),

@@ -175,7 +175,7 @@ def test_a_tied_head_is_read_with_and_without_its_own_tensor(tmp_path: Path, sto
         state["lm_head.weight"][0] += 1
         save_file(state, checkpoint / "model.safetensors")
         with pytest.raises(
-            ValueError, match=r"released: lm\.model\.embed_tokens\.weight and lm\.lm_head\.weight differ"
+            ValueError, match=r"model\.safetensors: lm\.model\.embed_tokens\.weight and lm\.lm_head\.weight differ"
         ):
             load_published(checkpoint)
 
