@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from blip3o.bridge.base import Bridge
-from blip3o.checkpoints.tensors import load_part, save_part
+from blip3o.checkpoints.tensors import check_part, load_part, save_part
 from blip3o.model import Blip3oNext
 from blip3o.part import Part
 from blip3o.prompts import PromptTemplate
@@ -90,11 +90,14 @@ def load_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
 
 
 def describe_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Blip3oNext, dict[str, Any]]:
-    """Like `load_model`, but on the meta device: the shapes of the weights, not the weights."""
+    """Like `load_model`, but on the meta device: the shapes of the weights are read and checked, not the weights."""
     folder = Path(folder)
     config, generation = _own_config(folder)
     with torch.device("meta"):
-        return _instantiated(config, folder, trust_remote_code).eval(), generation
+        model = _instantiated(config, folder, trust_remote_code)
+    for name, part in model.parts().items():
+        check_part(part, folder / f"{name}.safetensors")
+    return model.eval(), generation
 
 
 def _instantiated(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> Blip3oNext:

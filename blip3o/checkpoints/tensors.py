@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -17,10 +18,27 @@ def read_file(path: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: if the file is missing or damaged.
     """
+    with _checked(path):
+        return load_file(path)
+
+
+def read_shapes(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on the meta device: their shapes, without reading their numbers.
+
+    Raises:
+        ValueError: if the file is missing or damaged.
+    """
+    with _checked(path), safe_open(path, framework="pt") as file:
+        return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+
+
+@contextmanager
+def _checked(path: Path) -> Iterator[None]:
+    """Tells of a file that is missing, or that turns out to be damaged within the block."""
     if not path.is_file():
         raise ValueError(f"{path} is missing; the model folder is not complete{told_pickles(path.parent)}.")
     try:
-        return load_file(path)
+        yield
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}); copy or download it again.") from error
 
@@ -62,6 +80,15 @@ def load_part(part: nn.Module, path: Path) -> None:
         ValueError: if the file is missing or damaged, or keys are missing, unexpected or mis-shaped (all are listed).
     """
     state = read_file(path)
+    _check_fit(part, state, path)
+    part.load_state_dict(state)
+
+
+def check_part(part: nn.Module, path: Path) -> None:
+    """Raises what `load_part` would, without reading the numbers."""
+    _check_fit(part, read_shapes(path), path)
+
+
+def _check_fit(part: nn.Module, state: Mapping[str, Tensor], path: Path) -> None:
     if told := misfits(part, state):
         raise ValueError(f"{path} does not fit {type(part).__name__}: {told}.")
-    part.load_state_dict(state)
