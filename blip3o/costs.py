@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import DynamicCache
 
+from blip3o.ar.cache import new_cache, state_arguments
 from blip3o.ar.causal_lm import CausalLM
 from blip3o.diffusion.flow import FlowHead
 from blip3o.fitting import condition_length
@@ -137,8 +137,8 @@ def _pass_flops(ar: CausalLM, length: int) -> int:
     with torch.device("meta"):
         ids = torch.zeros(1, length, dtype=torch.long)
         # With a cache and without a mask, transformers looks at no values, of which there are none here.
-        cache = DynamicCache(config=ar.lm.config)
-        return _flops(lambda: decoder(input_ids=ids, past_key_values=cache, use_cache=True))
+        state = state_arguments(decoder, new_cache(ar.lm.config), None, None)
+        return _flops(lambda: decoder(input_ids=ids, **state))
 
 
 def _flops(run: Callable[[], Tensor]) -> int:

@@ -84,6 +84,11 @@ def build_reference_features(factory: BridgeFactory, tokenizer: ImageTokenizer, 
     Raises:
         ValueError: if the tokenizer has none, or the bridge does not give one position for each token.
     """
+    if ar.reads_images:
+        raise ValueError(
+            f"reference_features can not be used with {type(ar).__name__}, which reads images by its own vision tower; "
+            "leave it out."
+        )
     if tokenizer.continuous_dim is None:
         raise ValueError(
             f"reference_features needs a tokenizer with continuous features, and {type(tokenizer).__name__} has none; "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,10 @@ class PartInfo:
 
 def describe_parts(model: Blip3oNext) -> list[PartInfo]:
     """The parts of a model."""
+    context = "unlimited" if model.ar.context_length == sys.maxsize else str(model.ar.context_length)
     sizes = {
         "tokenizer": f"{model.tokenizer.num_tokens()} tokens an image, {model.tokenizer.codebook_size} codes",
-        "ar": f"hidden size {model.ar.hidden_size}, context {model.ar.context_length}",
+        "ar": f"hidden size {model.ar.hidden_size}, context {context}",
         "bridge": f"{model.bridge.in_features} to {model.bridge.out_features} features, reads {model.bridge.reads}",
         "diffusion": f"condition width {model.diffusion.cond_dim}",
     }

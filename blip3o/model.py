@@ -75,8 +75,8 @@ class Blip3oNext(Part):
         reference_latents: editing by latents: called with `(diffusion.latent_channels, diffusion.cond_dim)`, it
             projects the latents of the reference images, which then follow the condition.
 
-    Without either, reference images are told to the AR model by their tokens alone; a head may also take their latents
-    in noise space (`FlowHead.reference`).
+    Without either, reference images are told to the AR model by their tokens alone, or by its own vision tower where it
+    has one (`VisionLanguageLM`); a head may also take their latents in noise space (`FlowHead.reference`).
 
     Raises:
         ValueError: if two parts do not fit together.
@@ -243,6 +243,7 @@ class Blip3oNext(Part):
             token_guidance_scale,
             self._prompt_embeds(ids, told),
             self.bridge.ar_layers or None,
+            told.images,
         )
 
     def condition(self, tokens: Generated, references: Tensor | None = None) -> tuple[Conditioning, Conditioning]:
@@ -320,6 +321,7 @@ class Blip3oNext(Part):
                 self.ar, self.reference_features, sequences.input_ids, sequences.reference_mask, told
             ),
             layers=self.bridge.ar_layers or None,
+            images=told.images,
         )
         cross_entropy = F.cross_entropy(output.logits.float(), labels[scored] - first, reduction="sum")
         states = sequence_states(self.bridge, self.tokenizer, output, sequences.condition_mask, image_ids)
@@ -333,11 +335,11 @@ class Blip3oNext(Part):
         """What the bridge reads of prompts alone."""
         prompts = self.sequences.prompts(captions, references=told.ids, known_words=known_words)
         ids, mask = (t.to(self.device) for t in prompts)
-        return prompt_states(self.ar, self.bridge, ids, mask, self._prompt_embeds(ids, told))
+        return prompt_states(self.ar, self.bridge, ids, mask, self._prompt_embeds(ids, told), told.images)
 
     def _told(self, images: Tensor | None) -> Told:
         """What the AR model is told of reference images (B, R, 3, h, w)."""
-        return read_references(self.tokenizer, images, with_features=self.reference_features is not None)
+        return read_references(self.tokenizer, self.ar, images, with_features=self.reference_features is not None)
 
     def _prompt_embeds(self, ids: Tensor, told: Told) -> Tensor | None:
         """Input embeddings of prompts (B, T), where they are other than those of the ids."""

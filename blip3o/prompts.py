@@ -52,11 +52,17 @@ class PromptTemplate:
         before, after = self._frame()
         return before + self.generate.replace("{caption}", caption) + after
 
-    def edit_prompt(self, instruction: str) -> tuple[str, str]:
-        """Everything before the answer, of an instruction: what precedes and what follows the references' tokens."""
+    def edit_prompt(self, instruction: str, marked: bool = True) -> tuple[str, str]:
+        """Everything before the answer, of an instruction: what precedes and what follows the references' tokens.
+
+        Args:
+            instruction: what to change.
+            marked: whether `before_references` and `after_references` stand there too.
+        """
         before, after = self._frame()
         message = self.edit.replace("{instruction}", instruction)
-        return before + message + self.before_references, self.after_references + after
+        opening, closing = (self.before_references, self.after_references) if marked else ("", "")
+        return before + message + opening, closing + after
 
     def _frame(self) -> tuple[str, str]:
         """What stands before and after the user's message."""
@@ -99,14 +105,20 @@ class SequenceBuilder:
         return [word for word in text.split() if unknown is not None and unknown in self.text(word)]
 
     def prompts(
-        self, captions: Sequence[str], scale: int = 1, references: Tensor | None = None, *, known_words: bool = False
+        self,
+        captions: Sequence[str],
+        scale: int = 1,
+        references: Tensor | Sequence[int] | None = None,
+        *,
+        known_words: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Prompts up to and including the scale token, left-padded: ids (B, T) int64 and mask (B, T) bool.
 
         Args:
             captions: B captions, or instructions where there are references.
             scale: pool scale of the image that is asked for.
-            references: (B, R) codes of all reference images of each row, one image after the other.
+            references: (B, R) codes of all reference images of each row, one image after the other; or the ids, markers
+                included, that stand for the images of every row in a model that reads them itself.
             known_words: refuse a caption with a word that the text tokenizer lacks, as `training` does.
 
         Raises:
@@ -124,7 +136,7 @@ class SequenceBuilder:
         image_ids: Tensor,
         supervise: Supervise = "all",
         scale: int = 1,
-        references: Tensor | None = None,
+        references: Tensor | Sequence[int] | None = None,
     ) -> Sequences:
         """Whole sequences with labels.
 
@@ -134,7 +146,7 @@ class SequenceBuilder:
             supervise: where cross-entropy is taken: `all` tokens that are no padding (the published recipe), the
                 `answer` from `<im_start>` on, or the `image` tokens alone.
             scale: pool scale of the codes.
-            references: (B, R) codes of all reference images of each row, one image after the other.
+            references: as in `prompts`; ids that only stand for images are not supervised.
 
         Raises:
             ValueError: if the numbers of captions and images differ, `supervise` is unknown, or the text tokenizer
@@ -159,15 +171,21 @@ class SequenceBuilder:
         image = (position >= answer_start + 2) & (position < answer_start + 2 + image_ids.shape[1])
         condition = (position == answer_start + 1) | image
         supervised = {"all": position >= 0, "answer": position >= answer_start, "image": image}[supervise]
-        labels = input_ids.masked_fill(~(mask & supervised), IGNORE_INDEX)
         reference = (input_ids >= v.first_code) & (position < answer_start)
+        if references is not None and not isinstance(references, Tensor):
+            reference = torch.isin(input_ids, torch.tensor(references)) & (position < answer_start)
+            supervised = supervised & ~reference
+        labels = input_ids.masked_fill(~(mask & supervised), IGNORE_INDEX)
         sequences = Sequences(input_ids, mask, labels, condition.expand_as(input_ids), reference)
         return sequences.to(image_ids.device)
 
-    def _asked(self, captions: Sequence[str], references: Tensor | None) -> list[list[int]]:
+    def _asked(self, captions: Sequence[str], references: Tensor | Sequence[int] | None) -> list[list[int]]:
         """Ids of every prompt up to the answer."""
         if references is None:
             return [self.text(self.template.prompt(caption)) for caption in captions]
+        if not isinstance(references, Tensor):
+            frames = [self.template.edit_prompt(instruction, marked=False) for instruction in captions]
+            return [[*self.text(before), *references, *self.text(after)] for before, after in frames]
         if len(references) != len(captions):
             raise ValueError(
                 f"references holds {len(references)} rows for {len(captions)} instructions; give one each."

@@ -40,7 +40,12 @@ def decoded_states(bridge: Bridge, tokenizer: ImageTokenizer, tokens: Generated)
 
 
 def prompt_states(
-    ar: ARBackbone, bridge: Bridge, input_ids: Tensor, attention_mask: Tensor, inputs_embeds: Tensor | None = None
+    ar: ARBackbone,
+    bridge: Bridge,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    inputs_embeds: Tensor | None = None,
+    images: Tensor | None = None,
 ) -> ARStates:
     """States at the prompts, or at the bridge's queries after them, from one pass that decodes nothing.
 
@@ -50,13 +55,14 @@ def prompt_states(
         input_ids: (B, T) int64 left-padded prompts.
         attention_mask: (B, T) bool, False at padding.
         inputs_embeds: (B, T, H) input embeddings in place of those of the ids.
+        images: (B, R, 3, h, w) in [-1, 1], reference images, for an AR model that reads them itself.
 
     Returns:
         hidden (B, T, H), zero at padding, and the mask; or hidden (B, num_queries, H), which all count.
     """
     asked = bridge.ar_layers or None
     if bridge.queries is None:
-        output = ar(input_ids, attention_mask, inputs_embeds=inputs_embeds, layers=asked)
+        output = ar(input_ids, attention_mask, inputs_embeds=inputs_embeds, layers=asked, images=images)
         # What stands at padding is the backbone's own affair, even infinite; an attention that weighs it with 0 must
         # not see it.
         hidden = output.hidden.masked_fill(~attention_mask[..., None], 0.0)
@@ -70,6 +76,7 @@ def prompt_states(
         F.pad(attention_mask, (0, count), value=True),
         inputs_embeds=torch.cat([embeds, queries], dim=1),
         layers=asked,
+        images=images,
     )
     return ARStates(output.hidden[:, -count:], layers=None if output.layers is None else output.layers[:, :, -count:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,19 +21,26 @@ class Told:
     """What the AR model is told of reference images.
 
     Attributes:
-        ids: (B, R N) codes, None without references.
+        ids: (B, R N) codes, or the ids that stand for the images of every row; None without references.
         features: (B, R N, F) continuous features, None where they are not asked for.
+        images: (B, R, 3, h, w) in [-1, 1], None unless the AR model reads images itself.
     """
 
-    ids: Tensor | None = None
+    ids: Tensor | Sequence[int] | None = None
     features: Tensor | None = None
+    images: Tensor | None = None
 
 
 @torch.no_grad()
-def read_references(tokenizer: ImageTokenizer, images: Tensor | None, *, with_features: bool) -> Told:
-    """What the tokenizer reads from reference images (B, R, 3, h, w) in [-1, 1], nothing where there are none."""
+def read_references(tokenizer: ImageTokenizer, ar: ARBackbone, images: Tensor | None, *, with_features: bool) -> Told:
+    """What the tokenizer reads from reference images (B, R, 3, h, w) in [-1, 1], unless the AR model reads them itself.
+
+    Nothing where there are none.
+    """
     if images is None:
         return Told()
+    if ar.reads_images:
+        return Told(ar.image_ids(images.shape[1], *images.shape[-2:]), images=images)
     flat = rearrange(images, "b r c h w -> (b r) c h w")
     with torch.autocast(flat.device.type, enabled=False):
         ids = rearrange(tokenizer.encode(flat).ids, "(b r) n -> b (r n)", b=len(images))

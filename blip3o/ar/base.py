@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,8 +49,10 @@ class ARBackbone(Part):
     Attributes:
         text_tokenizer: reads prompts.
         vocabulary: id ranges, or None until `extend_vocabulary`.
+        reads_images: whether reference images are read by a vision tower of its own, not as image tokens.
     """
 
+    reads_images: ClassVar[bool] = False
     text_tokenizer: PreTrainedTokenizerBase
     vocabulary: ImageVocabulary | None
 
@@ -61,7 +64,7 @@ class ARBackbone(Part):
     @property
     @abstractmethod
     def context_length(self) -> int:
-        """Most positions of a sequence."""
+        """Most positions of a sequence; `sys.maxsize` where there is no limit."""
 
     @property
     def num_layers(self) -> int:
@@ -85,6 +88,19 @@ class ARBackbone(Part):
             ValueError: if the vocabulary has been extended with other numbers.
         """
 
+    def image_ids(self, num_images: int, height: int, width: int) -> list[int]:
+        """Ids that stand in a prompt for reference images, one after the other, for a backbone that reads them itself.
+
+        Args:
+            num_images: pictures of a row.
+            height: of each, in pixels.
+            width: of each, in pixels.
+
+        Raises:
+            ValueError: if the backbone reads no images.
+        """
+        raise ValueError(f"{type(self).__name__} has no vision tower; tell it of images by their image tokens.")
+
     @abstractmethod
     def embed(self, input_ids: Tensor) -> Tensor:
         """Input embeddings (B, T, H) of ids (B, T)."""
@@ -99,6 +115,7 @@ class ARBackbone(Part):
         logits_at: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         layers: Sequence[int] | None = None,
+        images: Tensor | None = None,
     ) -> AROutput:
         """Hidden states of sequences, and logits where they are asked for.
 
@@ -110,9 +127,11 @@ class ARBackbone(Part):
             inputs_embeds: (B, T, H) input embeddings in place of those of the ids.
             layers: layers whose hidden states are returned too: 0 the input embeddings, i those after layer i;
                 negative ones count from the end, -1 being `hidden` itself, after the final norm.
+            images: (B, R, 3, h, w) in [-1, 1], the reference images whose `image_ids` the sequences hold; only for a
+                backbone that `reads_images`.
 
         Raises:
-            ValueError: if the sequences are longer than the context.
+            ValueError: if the sequences are longer than the context, or the images do not fit them.
         """
 
     @abstractmethod
@@ -127,6 +146,7 @@ class ARBackbone(Part):
         token_guidance_scale: float = 1.0,
         inputs_embeds: Tensor | None = None,
         layers: Sequence[int] | None = None,
+        images: Tensor | None = None,
     ) -> Generated:
         """Decodes image tokens in one cached pass.
 
@@ -141,6 +161,7 @@ class ARBackbone(Part):
             inputs_embeds: (B, T, H) input embeddings of the prompts in place of those of their ids; without token
                 guidance only.
             layers: layers whose hidden states are kept too, as for `forward`.
+            images: (B, R, 3, h, w) in [-1, 1], reference images as in `forward`; the negative prompts hold the same.
 
         Returns:
             ids (B, N) in [0, num_codes), hidden states (B, 1 + N, H), log-probabilities (B, N), and the states

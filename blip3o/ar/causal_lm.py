@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -11,8 +12,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
 
 from blip3o.ar.base import ARBackbone, Sampling
+from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, state_arguments
 from blip3o.ar.decoding import draw
-from blip3o.ar.logits import LogitShape, read_logit_shape
+from blip3o.ar.logits import read_logit_shape
 from blip3o.ar.tables import extend_tables, head_of, share_tied, tie_again
 from blip3o.ar.text import load_text_tokenizer
 from blip3o.ar.vocabulary import ImageVocabulary, check_held, held_layout
@@ -29,21 +31,25 @@ class CausalLM(ARBackbone):
         config: arguments of the model's transformers config, with `model_type` (such as `qwen3`). The vocabulary
             size may be left out: it is the text tokenizer's.
         text_tokenizer: folder or hub id of a tokenizer, or a list of words for a word-level one.
-        attention: transformers' attention implementation: `sdpa`, `eager`, `flash_attention_2`, ...
+        attention: transformers' attention implementation: `sdpa`, `eager`, `flash_attention_2`, ...; when None, `sdpa`
+            or what the model has in its place.
         text_size: ids below it are text, and image ids are added from it on. When None, the size of the text
             tokenizer; or where that holds the image tokens too, as the published one does, the first of them.
         table_size: rows of the embedding tables once the vocabulary is extended, where they hold more than it needs;
             as many as it needs when None.
 
     Raises:
-        ValueError: if `model_type` is missing or unknown, or `text_size` does not suit the text tokenizer.
+        ValueError: if `model_type` is missing or unknown, or names a model whose logits or state can not be read
+            here; or if `text_size` does not suit the text tokenizer.
     """
+
+    _auto: ClassVar[Any] = AutoModelForCausalLM
 
     def __init__(
         self,
         config: dict[str, Any],
         text_tokenizer: str | list[str],
-        attention: str = "sdpa",
+        attention: str | None = None,
         text_size: int | None = None,
         table_size: int | None = None,
     ) -> None:
@@ -59,31 +65,57 @@ class CausalLM(ARBackbone):
             raise ValueError(f"text_size ({text_size}) must {told} the text tokenizer.")
         self.table_size = table_size
         self._held_scales = None if held is None else held[1]
-        self._logit_shape: LogitShape | None = None
         resolved = _resolve({"vocab_size": self.text_size, **config})
-        self.lm: PreTrainedModel = AutoModelForCausalLM.from_config(resolved, attn_implementation=attention)
+        self.lm: PreTrainedModel = self._auto.from_config(resolved, attn_implementation=attention)
         self.vocabulary = None
         self.register_load_state_dict_pre_hook(_share_tied)
         self.register_load_state_dict_post_hook(_tie_again)
+        self._logit_shape = read_logit_shape(self.lm)
+        self._check()
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, attention: str = "sdpa", dtype: str = "float32") -> Self:
+    def from_pretrained(cls, name_or_path: str, attention: str | None = None, dtype: str = "float32") -> Self:
         """From a transformers folder or hub id, with the text tokenizer that lies beside the weights.
 
         Raises:
             OSError: if there is no such folder or hub id.
             ValueError: if its weights do not fit its config.
         """
-        lm, info = AutoModelForCausalLM.from_pretrained(
+        lm, info = cls._auto.from_pretrained(
             name_or_path, attn_implementation=attention, dtype=getattr(torch, dtype), output_loading_info=True
         )
         check_loading_info(info, name_or_path)
         # The dtype belongs to these weights, not to the architecture: a model is rebuilt and saved in any.
-        config = {k: v for k, v in lm.config.to_diff_dict().items() if not k.startswith("_") and k != "dtype"}
+        config = _without_notes(lm.config.to_diff_dict())
         with torch.device("meta"):
-            backbone = cls(config=config, text_tokenizer=name_or_path, attention=attention)
+            backbone = cls(
+                config=config, text_tokenizer=name_or_path, attention=attention, **cls._stored_beside(name_or_path)
+            )
         backbone.lm = lm
+        backbone._check()
         return backbone
+
+    @classmethod
+    def _stored_beside(cls, name_or_path: str) -> dict[str, Any]:
+        """More arguments of the constructor that a transformers folder holds."""
+        return {}
+
+    def _check(self) -> None:
+        """Tries the model's cache on a few tokens, where it has weights."""
+        self._leaves_out_padding = True
+        if any(parameter.is_meta for parameter in self.lm.parameters()):
+            return
+
+        def read(ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
+            inputs = self._inputs(ids, mask)
+            inputs["position_ids"] = inputs["position_ids"][:, -ids.shape[1] :]
+            hidden: Tensor = self._run(inputs, mask, cache).last_hidden_state
+            return hidden
+
+        training = self.lm.training
+        self.lm.eval()
+        self._leaves_out_padding = leaves_out_padding(self.lm, read)
+        self.lm.train(training)
 
     @property
     def hidden_size(self) -> int:
@@ -92,8 +124,9 @@ class CausalLM(ARBackbone):
 
     @property
     def context_length(self) -> int:
-        """Most positions of a sequence."""
-        return int(self.lm.config.get_text_config().max_position_embeddings)
+        """Most positions of a sequence; `sys.maxsize` for a model that counts none, as state-space models."""
+        limit = getattr(self.lm.config.get_text_config(), "max_position_embeddings", None)
+        return sys.maxsize if limit is None else int(limit)
 
     @property
     def num_layers(self) -> int:
@@ -142,6 +175,7 @@ class CausalLM(ARBackbone):
         logits_at: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         layers: Sequence[int] | None = None,
+        images: Tensor | None = None,
     ) -> AROutput:
         """Hidden states of sequences, and logits over the ids asked for at the positions asked for."""
         if input_ids.shape[1] > self.context_length:
@@ -149,7 +183,8 @@ class CausalLM(ARBackbone):
                 f"the sequences hold {input_ids.shape[1]} positions, but the model's context {self.context_length}; "
                 "shorten the prompts or enlarge max_position_embeddings."
             )
-        output = self._run(input_ids, attention_mask, inputs_embeds=inputs_embeds, keep_layers=bool(layers))
+        inputs = self._inputs(input_ids, attention_mask, inputs_embeds, images)
+        output = self._run(inputs, attention_mask, keep_layers=bool(layers))
         hidden, kept = output.last_hidden_state, _stack_layers(output, layers)
         if logits_for is None:
             return AROutput(hidden, layers=kept)
@@ -168,8 +203,9 @@ class CausalLM(ARBackbone):
         token_guidance_scale: float = 1.0,
         inputs_embeds: Tensor | None = None,
         layers: Sequence[int] | None = None,
+        images: Tensor | None = None,
     ) -> Generated:
-        """Decodes image tokens with a key-value cache; hidden states and log-probabilities are kept as they come."""
+        """Decodes image tokens with the model's cache; hidden states and log-probabilities are kept as they come."""
         vocabulary = self._extended()
         guided = token_guidance_scale != 1.0
         rows = len(input_ids)
@@ -183,6 +219,7 @@ class CausalLM(ARBackbone):
                     f"token_guidance_scale ({token_guidance_scale}) needs negative prompts; pass `negative`."
                 )
             input_ids, attention_mask = _stack_left_padded((input_ids, attention_mask), negative)
+            images = None if images is None else torch.cat([images, images])
         length = input_ids.shape[1] + num_tokens
         if length > self.context_length:
             raise ValueError(
@@ -190,11 +227,11 @@ class CausalLM(ARBackbone):
                 f"the model's context holds {self.context_length}; shorten the prompt."
             )
         codes = (vocabulary.first_code, vocabulary.size)
-        cache = DynamicCache(config=self.lm.config)
-        position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        output = self._run(input_ids, attention_mask, cache, position_ids, inputs_embeds, keep_layers=bool(layers))
+        cache = new_cache(self.lm.config)
+        inputs = self._inputs(input_ids, attention_mask, inputs_embeds, images)
+        output = self._run(inputs, attention_mask, cache, keep_layers=bool(layers))
         hidden = output.last_hidden_state[:, -1]
-        position = position_ids[:, -1:]
+        position = inputs["position_ids"][..., -1:]
         states, ids, log_probs = [hidden[:rows]], [], []
         kept = [_stack_layers(output, layers, rows, -1)]
         ones = attention_mask.new_ones((len(attention_mask), 1))
@@ -209,7 +246,8 @@ class CausalLM(ARBackbone):
             attention_mask = torch.cat([attention_mask, ones], dim=1)
             position = position + 1
             step_ids = (drawn + vocabulary.first_code).repeat(2 if guided else 1)[:, None]
-            output = self._run(step_ids, attention_mask, cache, position, keep_layers=bool(layers))
+            inputs = {"input_ids": step_ids, "position_ids": position}
+            output = self._run(inputs, attention_mask, cache, keep_layers=bool(layers))
             hidden = output.last_hidden_state[:, -1]
             states.append(hidden[:rows])
             kept.append(_stack_layers(output, layers, rows, -1))
@@ -218,8 +256,6 @@ class CausalLM(ARBackbone):
 
     def _logits(self, hidden: Tensor, ids: tuple[int, int]) -> Tensor:
         """The model's own logits (..., ids) of last hidden states (..., H), over a range of ids alone."""
-        if self._logit_shape is None:
-            self._logit_shape = read_logit_shape(self.lm)
         head, within = head_of(self.lm), slice(*ids)
         return self._logit_shape(
             F.linear(hidden, head.weight[within], None if head.bias is None else head.bias[within])
@@ -230,27 +266,43 @@ class CausalLM(ARBackbone):
             raise ValueError("the vocabulary has no image tokens; call extend_vocabulary(num_codes) first.")
         return self.vocabulary
 
-    def _run(
+    def _inputs(
         self,
         input_ids: Tensor,
         attention_mask: Tensor | None,
-        cache: DynamicCache | None = None,
-        position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
+        images: Tensor | None = None,
+    ) -> dict[str, Any]:
+        """What the decoder reads of whole sequences; positions count from the first token that is no padding."""
+        if images is not None:
+            raise ValueError(f"images were given, but {type(self).__name__} has no vision tower; leave them out.")
+        position_ids = None
+        if attention_mask is not None:
+            if not self._leaves_out_padding and not attention_mask.all():
+                raise ValueError(
+                    f"model_type ({self.lm.config.model_type}) takes padding into its state; give rows of one length."
+                )
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        named = {"input_ids": input_ids} if inputs_embeds is None else {"inputs_embeds": inputs_embeds}
+        return {**named, "position_ids": position_ids}
+
+    def _run(
+        self,
+        inputs: dict[str, Any],
+        attention_mask: Tensor | None,
+        cache: DynamicCache | None = None,
         keep_layers: bool = False,
     ) -> Any:
-        """The decoder without its head; positions count from the first token that is no padding."""
-        if position_ids is None and attention_mask is not None:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-        return self.lm.get_decoder()(
-            input_ids=input_ids if inputs_embeds is None else None,
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            output_hidden_states=keep_layers,
-        )
+        """The decoder without its head."""
+        decoder = self.lm.get_decoder()
+        named = {key: value for key, value in inputs.items() if key != "position_ids"}
+        state = state_arguments(decoder, cache, attention_mask, inputs["position_ids"])
+        output = decoder(**named, **state, output_hidden_states=keep_layers)
+        if keep_layers and cache_argument(decoder) == "cache_params":
+            # State-space models leave the input embeddings out, and add the last layer's states before the final norm.
+            first = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embed(inputs["input_ids"])
+            output.hidden_states = (first, *output.hidden_states[:-2], output.hidden_states[-1])
+        return output
 
 
 def _stack_layers(
@@ -286,6 +338,13 @@ def _resolve(values: dict[str, Any]) -> PreTrainedConfig:
     model_type = arguments.pop("model_type")
     try:
         known = AutoConfig.for_model(model_type)
+        for name, part in known.sub_configs.items():  # of a vision-language model, whose text part has the vocabulary
+            if name == "text_config":
+                size = {"vocab_size": arguments.pop("vocab_size")} if "vocab_size" in arguments else {}
+                arguments[name] = size | dict(arguments.get(name) or {})
+            if issubclass(part, PreTrainedConfig):
+                given = arguments.get(name) or {}
+                check_keys(f"config.{name}", given, {*dir(part()), *_LEGACY_KEYS}, f"{model_type} of transformers")
         check_keys("config", arguments, {*dir(known), *_LEGACY_KEYS}, f"{model_type} of transformers")
         return AutoConfig.for_model(model_type, **arguments)
     except ValueError:
@@ -299,3 +358,9 @@ def _stack_left_padded(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tenso
     width = max(first[0].shape[1], second[0].shape[1])
     ids, masks = ([F.pad(t, (width - t.shape[1], 0)) for t in pair] for pair in zip(first, second, strict=True))
     return torch.cat(ids), torch.cat(masks)
+
+
+def _without_notes(values: dict[str, Any]) -> dict[str, Any]:
+    """A config without the library's own notes, nor the dtype of the weights, at any depth."""
+    kept = {key: value for key, value in values.items() if not key.startswith("_") and key != "dtype"}
+    return {key: _without_notes(value) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -44,8 +44,8 @@ def read_logit_shape(lm: PreTrainedModel) -> LogitShape:
     small, large = 1e-4, 1e6
     numbers = torch.tensor([small, -3.0, 0.5, 7.0, 60.0, large], dtype=torch.float64, device="cpu")
     try:
-        ids = torch.zeros(1, 1, dtype=torch.long, device="cpu")
-        read = _without_weights(lm, numbers).forward(input_ids=ids, use_cache=False).logits.flatten().double()
+        probe = _without_weights(lm, numbers)
+        read = probe.forward(inputs_embeds=numbers[None, None], use_cache=False).logits.flatten().double()
         factor, most = _tidy(read[0] / small), _tidy(read[-1])
         shape = LogitShape(factor, None if abs(most - factor * large) < 1e-3 * abs(factor * large) else most)
         fits = torch.allclose(shape(numbers), read, rtol=1e-4, atol=1e-6)
@@ -64,7 +64,7 @@ def _without_weights(lm: PreTrainedModel, hidden: Tensor) -> PreTrainedModel:
     decoder = copy.copy(lm.get_decoder())
     decoder._forward_hooks, decoder._forward_pre_hooks = OrderedDict(), OrderedDict()
     decoder.forward = lambda *args, **kwargs: _Output(hidden[None, None])
-    replaced = {id(lm.get_decoder()): decoder, id(lm.get_output_embeddings()): nn.Identity()}
+    replaced = {id(lm.get_decoder()): decoder, id(lm.get_output_embeddings()): _PassOn(numbers=hidden)}
 
     def rebuilt(module: nn.Module) -> nn.Module:
         if id(module) in replaced:
@@ -78,6 +78,14 @@ def _without_weights(lm: PreTrainedModel, hidden: Tensor) -> PreTrainedModel:
     probe = rebuilt(lm)
     assert isinstance(probe, PreTrainedModel)
     return probe
+
+
+class _PassOn(nn.Identity):
+    """A head that gives what it reads; its weight tells the dtype, which state-space models ask for."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        super().__init__()
+        self.weight = numbers
 
 
 class _Output:

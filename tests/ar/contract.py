@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -161,6 +162,9 @@ class ARBackboneContract:
     def test_sequences_beyond_the_context_are_refused(self) -> None:
         backbone = self.ready()
         ids, mask = self.prompts(backbone, ("a red",))
+        if backbone.context_length == sys.maxsize:
+            assert backbone.generate(ids, mask, 100, GREEDY).ids.shape == (1, 100)
+            return
         room = backbone.context_length - ids.shape[1]
         with torch.no_grad():
             assert backbone.generate(ids, mask, room, GREEDY).ids.shape == (1, room)
@@ -214,6 +218,22 @@ class ARBackboneContract:
         assert guided.layers.shape == (len(ids), 1, 1 + NUM_TOKENS, backbone.hidden_size)
         with pytest.raises(ValueError, match=rf"layers names \[{last + 1}\]; the model has 0..{last}"):
             backbone(ids, mask, layers=[1, last + 1])
+
+    def test_training_reaches_every_parameter_that_text_passes_and_padding_brings_no_nan(self) -> None:
+        backbone = self.ready().train()
+        assert backbone.vocabulary is not None
+        ids, mask = self.prompts(backbone)
+        output = backbone(ids, mask, logits_for=(0, backbone.vocabulary.size), logits_at=mask)
+        assert output.logits is not None
+        F.cross_entropy(output.logits, ids[mask]).backward()
+        gradients = {name: p.grad for name, p in backbone.named_parameters() if name not in self.untrained(backbone)}
+        assert not [name for name, grad in gradients.items() if grad is None]
+        assert not [name for name, grad in gradients.items() if grad is not None and not grad.isfinite().all()]
+        assert sum(bool(grad.any()) for grad in gradients.values() if grad is not None) > 0.9 * len(gradients)
+
+    def untrained(self, backbone: ARBackbone) -> set[str]:
+        """Names of the parameters that text alone does not pass."""
+        return set()
 
     def test_extending_adds_ids_after_the_text_and_keeps_what_text_means(self) -> None:
         backbone = self.backbone().eval()
