@@ -90,12 +90,12 @@ def showcase(pipe: Blip3oPipeline, root: Path, *, world_name: str, seed: int) ->
 
 @torch.no_grad()
 def token_grid(model: Blip3oNext, ids: Tensor) -> TokenGrid:
-    """Ids (N,) as a square grid, coloured by the first three coordinates of their codes."""
+    """Ids (N,) as a grid, coloured by the first three coordinates of their codes."""
     codes = model.tokenizer.embed(ids[None])[0, :, :3].float().cpu()
     low, high = codes.amin(0), codes.amax(0)
     levels = torch.zeros(len(codes), 3)
     levels[:, : codes.shape[1]] = (codes - low) / (high - low).clamp(min=1e-6)
-    side = math.isqrt(len(ids))
+    side = model.tokenizer.grid_size
     colors = rearrange((levels * 255).round().int(), "(h w) c -> h w c", h=side).tolist()
     return TokenGrid(
         ids=rearrange(ids, "(h w) -> h w", h=side).tolist(),

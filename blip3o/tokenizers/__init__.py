@@ -1,8 +1,19 @@
 """Image tokenizers: images to discrete tokens and back."""
 
-from blip3o.tokenizers.base import ImageTokenizer
+from blip3o.tokenizers.base import ImageTokenizer, TrainableTokenizer
 from blip3o.tokenizers.conv import ConvTokenizer
-from blip3o.tokenizers.quantizers import FSQ, Quantizer, SimVQ
+from blip3o.tokenizers.quantizers import EMAVQ, FSQ, LFQ, Quantizer, ResidualVQ, SimVQ
 from blip3o.tokenizers.ta_tok import TATok
 
-__all__ = ["FSQ", "ConvTokenizer", "ImageTokenizer", "Quantizer", "SimVQ", "TATok"]
+__all__ = [
+    "EMAVQ",
+    "FSQ",
+    "LFQ",
+    "ConvTokenizer",
+    "ImageTokenizer",
+    "Quantizer",
+    "ResidualVQ",
+    "SimVQ",
+    "TATok",
+    "TrainableTokenizer",
+]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import Literal
 
-from torch import Tensor
+from einops import reduce
+from torch import Tensor, nn
 
 from blip3o.part import Part
 from blip3o.structures import ImageTokens
@@ -46,17 +47,24 @@ class ImageTokenizer(Part):
         return 1
 
     @property
+    def tokens_per_cell(self) -> int:
+        """Tokens K of each cell of the grid, which follow one another: more than one with a residual quantizer."""
+        return 1
+
+    @property
     def continuous_dim(self) -> int | None:
         """Width F of the continuous features it reads tokens from, None where it gives none."""
         return None
 
     def continuous_features(self, images: Tensor) -> Tensor:
-        """What is quantised at scale 1, (B, N, F), of images (B, 3, H, W) in [-1, 1].
+        """What is quantised at scale 1, (B, N, F), one a token, of images (B, 3, H, W) in [-1, 1].
 
         Raises:
             ValueError: if this tokenizer gives none.
         """
-        raise ValueError(f"{type(self).__name__} gives no continuous features; use TATok, or the tokens themselves.")
+        raise ValueError(
+            f"{type(self).__name__} gives no continuous features; use TATok or TimmTokenizer, or the tokens themselves."
+        )
 
     def num_tokens(self, scale: int = 1) -> int:
         """Tokens an image at a pool scale.
@@ -66,7 +74,16 @@ class ImageTokenizer(Part):
         """
         if not 1 <= scale <= self.num_scales:
             raise ValueError(f"scale ({scale}) must lie in 1..{self.num_scales} for {type(self).__name__}.")
-        return (self.grid_size // scale) ** 2
+        return (self.grid_size // scale) ** 2 * self.tokens_per_cell
+
+    def token_grid(self, scale: int = 1) -> tuple[int, int]:
+        """Rows and columns of the tokens at a pool scale; the tokens of a cell lie side by side."""
+        return self.grid_size // scale, self.grid_size // scale * self.tokens_per_cell
+
+    def cells(self, features: Tensor) -> Tensor:
+        """Features (B, cells, D) of the grid's cells, from those of their tokens (B, N, D), which are added up."""
+        k = self.tokens_per_cell
+        return features if k == 1 else reduce(features, "b (c k) d -> b c d", "sum", k=k)
 
     @abstractmethod
     def encode(self, images: Tensor, scale: int = 1) -> ImageTokens:
@@ -78,7 +95,7 @@ class ImageTokenizer(Part):
 
     @abstractmethod
     def decode(self, ids: Tensor) -> Tensor:
-        """What `decodes_to` says, from ids (B, N) in raster order: pixels (B, 3, H, W) or features (B, N, F)."""
+        """What `decodes_to` says, from ids (B, N) in raster order: pixels (B, 3, H, W) or features (B, cells, F)."""
 
     def check_images(self, images: Tensor, channels: int = 3) -> None:
         """Raises a ValueError unless `images` is (B, channels, image_size, image_size)."""
@@ -97,3 +114,27 @@ class ImageTokenizer(Part):
                 f"ids has shape {tuple(ids.shape)} and values {values}; they must be (B, {num_tokens or 'N'}) "
                 f"in 0..{self.codebook_size - 1}."
             )
+
+
+class TrainableTokenizer(ImageTokenizer):
+    """A tokenizer that can be trained to reconstruct: what `decode_features` gives is compared with what `reads` gave.
+
+    With pixels these are images or a codec's latents; with features, those of a frozen backbone.
+    """
+
+    @abstractmethod
+    def reads(self, images: Tensor) -> Tensor:
+        """What is reconstructed of images (B, 3, H, W) in [-1, 1]."""
+
+    @abstractmethod
+    def decode_features(self, features: Tensor) -> Tensor:
+        """A reconstruction in the shape of what `reads` gives, from features (B, N, D); not clamped, differentiable."""
+
+
+def check_frozen(backbone: nn.Module, name: str) -> None:
+    """Raises a ValueError if a backbone trains although its features are the targets, which it could make trivial."""
+    if any(parameter.requires_grad for parameter in backbone.parameters()):
+        raise ValueError(
+            f"the {name} trains, but its features are what is reconstructed; freeze it, as by leaving it out of the "
+            "patterns of TokenizerModule's `trainable`."
+        )

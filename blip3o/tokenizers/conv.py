@@ -8,11 +8,12 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from blip3o.structures import ImageTokens
-from blip3o.tokenizers.base import ImageTokenizer
+from blip3o.tokenizers.blocks import conv_stack
+from blip3o.tokenizers.quantized import QuantizedTokenizer
 from blip3o.tokenizers.quantizers import Quantizer
 
 
-class ConvTokenizer(ImageTokenizer):
+class ConvTokenizer(QuantizedTokenizer):
     """Encodes patches with ConvNeXt-style blocks, quantises each, and decodes with the same kind of blocks.
 
     Nothing in it depends on the absolute position or on other patches' statistics (norms act per position, borders
@@ -57,28 +58,8 @@ class ConvTokenizer(ImageTokenizer):
         self.codec = codec.requires_grad_(False).eval() if codec is not None else None
         patch_dim = (3 if codec is None else latents.latent_channels) * patch_size**2
         self.quantizer = quantizer
-        self.encoder = nn.Sequential(
-            nn.Conv2d(patch_dim, width, 1),
-            *(ConvBlock(width) for _ in range(encoder_depth)),
-            ChannelNorm(width),
-            nn.Conv2d(width, quantizer.dim, 1),
-        )
-        self.decoder = nn.Sequential(
-            nn.Conv2d(quantizer.dim, width, 1),
-            *(ConvBlock(width) for _ in range(decoder_depth)),
-            ChannelNorm(width),
-            nn.Conv2d(width, patch_dim, 1),
-        )
-
-    @property
-    def codebook_size(self) -> int:
-        """Number of different ids."""
-        return self.quantizer.codebook_size
-
-    @property
-    def feature_dim(self) -> int:
-        """Width of a token's feature: a code's."""
-        return self.quantizer.dim
+        self.encoder = conv_stack(patch_dim, width, encoder_depth, quantizer.dim)
+        self.decoder = conv_stack(quantizer.dim, width, decoder_depth, patch_dim)
 
     @property
     def image_size(self) -> int:
@@ -98,50 +79,19 @@ class ConvTokenizer(ImageTokenizer):
         patches = rearrange(self.reads(images), "b c (h p) (w q) -> b (c p q) h w", p=p, q=p)
         vectors = rearrange(self.encoder(patches), "b d h w -> b (h w) d")
         features, ids, loss = self.quantizer.quantize(vectors)
-        return ImageTokens(ids=ids, features=features, grid=(self.grid_size, self.grid_size), loss=loss)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Codes (B, N, D) of ids (B, N)."""
-        self.check_ids(ids)
-        return self.quantizer.codes(ids)
+        return ImageTokens(ids=ids, features=features, grid=self.token_grid(), loss=loss)
 
     def decode(self, ids: Tensor) -> Tensor:
         """Pixels (B, 3, H, W) in [-1, 1] from ids (B, N)."""
         self.check_ids(ids, self.num_tokens())
-        decoded = self.decode_features(self.quantizer.codes(ids))
+        decoded = self.decode_features(self.embed(ids))
         return (decoded if self.codec is None else self.codec.decode(decoded)).clamp(-1, 1)
 
     def decode_features(self, features: Tensor) -> Tensor:
         """What `reads` gave, from features (B, N, D); not clamped, differentiable, for training."""
-        grid = rearrange(features, "b (h w) d -> b d h w", h=self.grid_size)
+        grid = rearrange(self.cells(features), "b (h w) d -> b d h w", h=self.grid_size)
         return rearrange(self.decoder(grid), "b (c p q) h w -> b c (h p) (w q)", p=self.patch_size, q=self.patch_size)
 
     def reads(self, images: Tensor) -> Tensor:
         """What is tokenised and reconstructed: the images (B, 3, H, W) themselves, or a codec's latents of them."""
         return images if self.codec is None else self.codec.encode(images)
-
-
-class ChannelNorm(nn.Module):
-    """RMS norm over the channels of each position of (B, C, H, W)."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalises every position on its own."""
-        return self.norm(x.movedim(1, -1)).movedim(-1, 1)
-
-
-class ConvBlock(nn.Module):
-    """A residual block: 3x3 convolution by channel, then a two-layer perceptron at every position."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.spatial = nn.Conv2d(width, width, 3, padding=1, padding_mode="replicate", groups=width)
-        self.norm = ChannelNorm(width)
-        self.mlp = nn.Sequential(nn.Conv2d(width, 3 * width, 1), nn.GELU(), nn.Conv2d(3 * width, width, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, width, H, W) to the same shape."""
-        return x + self.mlp(self.norm(self.spatial(x)))

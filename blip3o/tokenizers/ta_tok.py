@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from transformers import Siglip2VisionConfig, Siglip2VisionModel
 
 from blip3o.structures import ImageTokens
-from blip3o.tokenizers.base import ImageTokenizer
+from blip3o.tokenizers.base import check_frozen
+from blip3o.tokenizers.quantized import QuantizedTokenizer
 from blip3o.tokenizers.quantizers import SimVQ
 from blip3o.tokenizers.siglip import build_tower, tower_grid, tower_hidden, tower_image_size
 
 _NUM_DECODER_POSITIONS = 256  # Siglip2's position table, which is interpolated to any grid
 
 
-class TATok(ImageTokenizer):
+class TATok(QuantizedTokenizer):
     """The published tokenizer (Tar, arXiv 2506.18898; BLIP3o-NEXT, arXiv 2510.15857).
 
     Vision tower, a chosen hidden layer, average pooling on the grid where a pool scale above 1 is asked for, a linear
-    and tanh task layer, a linear bottleneck, SimVQ on the unit sphere. Ids are decoded to the task layer's features:
+    and tanh task layer, a linear bottleneck, SimVQ on the unit sphere. Ids are decoded to the vision tower's features:
     codes, a linear layer, a small Siglip2 encoder over single positions, then linear, tanh and linear.
 
     Args:
@@ -81,16 +82,6 @@ class TATok(ImageTokenizer):
         self.register_buffer("input_scale", torch.ones(1, 3, 1, 1))
 
     @property
-    def codebook_size(self) -> int:
-        """Number of different ids."""
-        return self.quantizer.codebook_size
-
-    @property
-    def feature_dim(self) -> int:
-        """Width of a token's feature: a code's."""
-        return self.quantizer.dim
-
-    @property
     def image_size(self) -> int:
         """Side in pixels of the square images it takes."""
         return tower_image_size(self.encoder)
@@ -115,11 +106,9 @@ class TATok(ImageTokenizer):
         return self.task_features(images)
 
     def task_features(self, images: Tensor, scale: int = 1) -> Tensor:
-        """What is quantised and what `decode` gives back: (B, N, F), of images (B, 3, H, W) in [-1, 1]."""
-        self.check_images(images)
+        """What is quantised: (B, N, F), of images (B, 3, H, W) in [-1, 1]."""
         self.num_tokens(scale)
-        pixels = (images - self.input_shift) / self.input_scale
-        hidden = tower_hidden(self.encoder, pixels, self.select_layer)
+        hidden = self._hidden(images)
         if scale > 1:
             grid = rearrange(hidden, "b (h w) d -> b d h w", h=self.grid_size)
             hidden = rearrange(F.avg_pool2d(grid, scale), "b d h w -> b (h w) d")
@@ -128,22 +117,41 @@ class TATok(ImageTokenizer):
     def encode(self, images: Tensor, scale: int = 1) -> ImageTokens:
         """Images (B, 3, H, W) in [-1, 1] to tokens."""
         features, ids, loss = self.quantizer.quantize(self.bottleneck_in(self.task_features(images, scale)))
-        side = self.grid_size // scale
-        return ImageTokens(ids=ids, features=features, grid=(side, side), loss=loss)
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Codes (B, N, D) of ids (B, N)."""
-        self.check_ids(ids)
-        return self.quantizer.codes(ids)
+        return ImageTokens(ids=ids, features=features, grid=self.token_grid(scale), loss=loss)
 
     def decode(self, ids: Tensor) -> Tensor:
-        """Features (B, N, F) of the task layer, from ids (B, N) of any pool scale, in raster order."""
-        sides = {self.num_tokens(scale): self.grid_size // scale for scale in range(1, self.num_scales + 1)}
+        """Features (B, N, F) of the vision tower, from ids (B, N) of any pool scale, in raster order."""
+        sides = self._sides()
         self.check_ids(ids, ids.shape[1] if ids.ndim == 2 and ids.shape[1] in sides else self.num_tokens())
-        rows, count = ids.shape
+        return self.decode_features(self.embed(ids))
+
+    def decode_features(self, features: Tensor) -> Tensor:
+        """Features (B, N, F) of the vision tower, from codes (B, N, D) of any pool scale."""
+        rows, count, _ = features.shape
+        device = features.device
         hidden = self.decoder(
-            pixel_values=self.bottleneck_out(self.quantizer.codes(ids)),
-            pixel_attention_mask=ids.new_ones(rows, count),
-            spatial_shapes=torch.full((rows, 2), sides[count], device=ids.device),
+            pixel_values=self.bottleneck_out(features),
+            pixel_attention_mask=torch.ones(rows, count, dtype=torch.long, device=device),
+            spatial_shapes=torch.full((rows, 2), self._sides()[count], device=device),
         ).last_hidden_state
         return self.decode_task(hidden)
+
+    @torch.no_grad()
+    def reads(self, images: Tensor) -> Tensor:
+        """What the decoder learns to give back: the chosen layer (B, N, F) of the vision tower, which must be frozen.
+
+        Raises:
+            ValueError: if a parameter of the tower trains.
+        """
+        check_frozen(self.encoder, "vision tower")
+        return self._hidden(images)
+
+    def _hidden(self, images: Tensor) -> Tensor:
+        """The chosen layer (B, N, F) of the vision tower."""
+        self.check_images(images)
+        pixels = (images - self.input_shift) / self.input_scale
+        return tower_hidden(self.encoder, pixels, self.select_layer)
+
+    def _sides(self) -> dict[int, int]:
+        """Side of the grid by number of tokens, for all pool scales."""
+        return {self.num_tokens(scale): self.grid_size // scale for scale in range(1, self.num_scales + 1)}

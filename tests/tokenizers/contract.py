@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
-from blip3o.tokenizers import ImageTokenizer
-from tests.tiny import rebuilt
+from blip3o.checkpoints import load_part, save_part
+from blip3o.tokenizers import ImageTokenizer, TrainableTokenizer
+from tests.tiny import rebuilt, seeded
 
 
 class ImageTokenizerContract:
@@ -24,11 +27,13 @@ class ImageTokenizerContract:
     def test_num_tokens_counts_what_encode_returns_at_every_scale(self) -> None:
         tokenizer = self.tokenizer()
         images = self.images(tokenizer)
-        assert tokenizer.num_tokens() == tokenizer.grid_size**2
+        assert tokenizer.num_tokens() == tokenizer.grid_size**2 * tokenizer.tokens_per_cell
         for scale in range(1, tokenizer.num_scales + 1):
             tokens = tokenizer.encode(images, scale)
             assert tokens.ids.shape == (2, tokenizer.num_tokens(scale))
+            assert tokens.grid == tokenizer.token_grid(scale)
             assert tokens.grid[0] * tokens.grid[1] == tokenizer.num_tokens(scale)
+            assert tokenizer.cells(tokens.features).shape[1] == (tokenizer.grid_size // scale) ** 2
 
     def test_encode_gives_ids_of_the_codebook_and_features_of_its_width(self) -> None:
         tokenizer = self.tokenizer()
@@ -56,7 +61,7 @@ class ImageTokenizerContract:
             assert decoded.shape == images.shape
             assert decoded.min() >= -1 and decoded.max() <= 1
         else:
-            assert decoded.shape[:2] == ids.shape
+            assert decoded.shape[:2] == (2, tokenizer.grid_size**2)
         assert not torch.equal(decoded[0], decoded[1]), "different ids must decode differently"
 
     def test_the_same_image_gets_the_same_ids_in_any_batch(self) -> None:
@@ -98,6 +103,32 @@ class ImageTokenizerContract:
             with pytest.raises(ValueError, match=rf"scale \({wrong}\)"):
                 tokenizer.encode(self.images(tokenizer), wrong)
 
+    def test_continuous_features_are_one_a_token_or_refused(self) -> None:
+        tokenizer = self.tokenizer()
+        images = self.images(tokenizer)
+        if tokenizer.continuous_dim is None:
+            with pytest.raises(ValueError, match="gives no continuous features"):
+                tokenizer.continuous_features(images)
+        else:
+            shape = (2, tokenizer.num_tokens(), tokenizer.continuous_dim)
+            assert tokenizer.continuous_features(images).shape == shape
+
+    def test_a_saved_tokenizer_loads(self, tmp_path: Path) -> None:
+        tokenizer = self.tokenizer().eval()
+        save_part(tokenizer, tmp_path / "tokenizer.safetensors")
+        again = rebuilt(tokenizer).eval()
+        load_part(again, tmp_path / "tokenizer.safetensors")
+        ids = tokenizer.encode(self.images(tokenizer)).ids
+        assert torch.equal(again.encode(self.images(tokenizer)).ids, ids)
+        assert torch.equal(again.decode(ids), tokenizer.decode(ids))
+
+    def test_it_works_in_bfloat16(self) -> None:
+        tokenizer = self.tokenizer().eval().to(torch.bfloat16)
+        tokens = tokenizer.encode(self.images(tokenizer).bfloat16())
+        assert tokens.features.dtype == tokenizer.embed(tokens.ids).dtype == torch.bfloat16
+        decoded = tokenizer.decode(tokens.ids)
+        assert decoded.dtype == torch.bfloat16 and decoded.isfinite().all()
+
     def test_its_config_builds_it_again(self) -> None:
         tokenizer = self.tokenizer()
         again = rebuilt(tokenizer).eval()
@@ -107,3 +138,40 @@ class ImageTokenizerContract:
         again.load_state_dict(tokenizer.state_dict())
         images = self.images(tokenizer)
         assert torch.equal(again.encode(images).ids, tokenizer.encode(images).ids)
+
+
+class TrainableTokenizerContract(ImageTokenizerContract):
+    """For those that learn by reconstruction; `falls_to` says how far the error must fall in 40 steps on one batch."""
+
+    falls_to = 0.7
+
+    def tokenizer(self) -> TrainableTokenizer:
+        """The same small tokenizer at every call."""
+        raise NotImplementedError
+
+    def test_features_are_decoded_to_what_is_read(self) -> None:
+        tokenizer = self.tokenizer()
+        images = self.images(tokenizer)
+        tokens, reads = tokenizer.encode(images), tokenizer.reads(images)
+        decoded = tokenizer.decode_features(tokens.features)
+        assert decoded.shape == reads.shape
+        assert decoded.requires_grad
+        if decoded.shape == images.shape:
+            decoded = decoded.clamp(-1, 1)
+        if decoded.shape == tokenizer.decode(tokens.ids).shape:
+            torch.testing.assert_close(tokenizer.decode(tokens.ids), decoded, rtol=1e-4, atol=1e-4)
+
+    def test_it_learns_to_reconstruct_one_batch(self) -> None:
+        tokenizer = self.tokenizer().train()
+        images = self.images(tokenizer, count=4)
+        optimizer = torch.optim.AdamW([p for p in tokenizer.parameters() if p.requires_grad], lr=5e-3)
+        errors = []
+        with seeded(0):
+            for _ in range(40):
+                tokens = tokenizer.encode(images)
+                error = (tokenizer.decode_features(tokens.features) - tokenizer.reads(images)).square().mean()
+                optimizer.zero_grad()
+                (error + tokens.loss).backward()
+                optimizer.step()
+                errors.append(error.item())
+        assert sum(errors[-5:]) / 5 < self.falls_to * errors[0]

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from blip3o.diffusion import PixelCodec
-from blip3o.tokenizers import FSQ, ConvTokenizer, SimVQ
+from blip3o.tokenizers import EMAVQ, FSQ, LFQ, ConvTokenizer, ResidualVQ, SimVQ
 from tests.tiny import seeded, tiny_images, tiny_tokenizer
-from tests.tokenizers.contract import ImageTokenizerContract
+from tests.tokenizers.contract import TrainableTokenizerContract
 
 
 def simvq(normalize: bool) -> SimVQ:
@@ -16,22 +16,50 @@ def simvq(normalize: bool) -> SimVQ:
         return SimVQ(codebook_size=32, dim=4, normalize=normalize)
 
 
-class TestFSQ(ImageTokenizerContract):
+class TestFSQ(TrainableTokenizerContract):
     def tokenizer(self) -> ConvTokenizer:
         return tiny_tokenizer(FSQ([4, 3, 5]))
 
 
-class TestSimVQ(ImageTokenizerContract):
+class TestSimVQ(TrainableTokenizerContract):
     def tokenizer(self) -> ConvTokenizer:
         return tiny_tokenizer(simvq(normalize=False))
 
 
-class TestNormalisedSimVQ(ImageTokenizerContract):
+class TestNormalisedSimVQ(TrainableTokenizerContract):
     def tokenizer(self) -> ConvTokenizer:
         return tiny_tokenizer(simvq(normalize=True))
 
 
-class TestLatents(ImageTokenizerContract):
+class TestLFQ(TrainableTokenizerContract):
+    def tokenizer(self) -> ConvTokenizer:
+        return tiny_tokenizer(LFQ(num_bits=6))
+
+
+class TestBSQ(TrainableTokenizerContract):
+    def tokenizer(self) -> ConvTokenizer:
+        return tiny_tokenizer(LFQ(num_bits=6, spherical=True))
+
+
+class TestEMAVQ(TrainableTokenizerContract):
+    """In evaluation mode: training moves the codebook between a call and the next."""
+
+    def tokenizer(self) -> ConvTokenizer:
+        with seeded(3):
+            quantizer = EMAVQ(codebook_size=32, dim=4)
+        return tiny_tokenizer(quantizer).eval()
+
+
+class TestResidualVQ(TrainableTokenizerContract):
+    """Three tokens a cell."""
+
+    def tokenizer(self) -> ConvTokenizer:
+        with seeded(3):
+            quantizer = ResidualVQ(num_levels=3, level_size=8, dim=4)
+        return tiny_tokenizer(quantizer).eval()
+
+
+class TestLatents(TrainableTokenizerContract):
     """Over the latents of a codec: two positions a token."""
 
     def tokenizer(self) -> ConvTokenizer:
@@ -77,6 +105,20 @@ def test_ids_are_in_raster_order() -> None:
     other[..., 8:16, 24:32] = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 8
     differ = tokenizer.encode(image).ids != tokenizer.encode(other).ids
     assert differ.nonzero().tolist() == [[0, 1 * 4 + 3]]
+
+
+def test_the_ids_of_a_cell_lie_side_by_side() -> None:
+    with seeded(3):
+        quantizer = ResidualVQ(num_levels=3, level_size=8, dim=4)
+    tokenizer = tiny_tokenizer(quantizer, encoder_depth=0).eval()
+    image = torch.zeros(1, 3, 32, 32)
+    other = image.clone()
+    other[..., 8:16, 24:32] = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(0)) * 8
+    tokens = tokenizer.encode(image)
+    assert tokens.grid == (4, 12)
+    assert torch.equal(tokens.ids // 8, torch.arange(3).repeat(1, 16))
+    differ = (tokens.ids != tokenizer.encode(other).ids).nonzero()[:, 1]
+    assert len(differ) and set(differ.tolist()) <= {21, 22, 23}, "cell (1, 3) of four a row, three tokens each"
 
 
 def test_patches_that_do_not_tile_the_image_are_refused() -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 
-from blip3o.tokenizers import FSQ, Quantizer, SimVQ
+from blip3o.tokenizers import EMAVQ, FSQ, LFQ, ConvTokenizer, Quantizer, ResidualVQ, SimVQ
 from tests.tiny import perturbed, rebuilt, seeded, tiny_images, tiny_tokenizer
 
 
@@ -13,18 +14,22 @@ def build(name: str) -> Quantizer:
     with seeded(0):
         if name == "fsq":
             return FSQ([4, 3, 5])
+        if name == "ema vq":
+            return EMAVQ(codebook_size=60, dim=6).eval()
+        if name in ("lfq", "bsq"):
+            return LFQ(num_bits=6, spherical=name == "bsq").eval()
         return perturbed(SimVQ(codebook_size=60, dim=6, normalize=name == "normalised simvq"))
 
 
-@pytest.fixture(params=["fsq", "simvq", "normalised simvq"])
+@pytest.fixture(params=["fsq", "simvq", "normalised simvq", "lfq", "bsq", "ema vq"])
 def quantizer(request: pytest.FixtureRequest) -> Quantizer:
     return build(request.param)
 
 
 def test_a_code_is_quantised_to_itself(quantizer: Quantizer) -> None:
-    ids = torch.arange(quantizer.codebook_size).reshape(2, 30)
+    ids = torch.arange(quantizer.codebook_size).reshape(2, -1)
     codes = quantizer.codes(ids)
-    assert codes.shape == (2, 30, quantizer.dim)
+    assert codes.shape == (*ids.shape, quantizer.dim)
     vectors = torch.atanh(codes * 0.99) if isinstance(quantizer, FSQ) else codes
     features, again, loss = quantizer.quantize(vectors)
     assert torch.equal(again, ids)
@@ -33,15 +38,17 @@ def test_a_code_is_quantised_to_itself(quantizer: Quantizer) -> None:
 
 
 def test_codes_are_all_different(quantizer: Quantizer) -> None:
-    assert quantizer.codebook_size == 60
-    codes = quantizer.codes(torch.arange(60))
-    assert len(codes.unique(dim=0)) == 60
+    size = quantizer.codebook_size
+    assert size == (64 if isinstance(quantizer, LFQ) else 60)
+    assert len(quantizer.codes(torch.arange(size)).unique(dim=0)) == size
 
 
 def test_every_id_is_reached_and_none_outside(quantizer: Quantizer) -> None:
-    vectors = 2 * torch.randn(20_000, quantizer.dim, generator=torch.Generator().manual_seed(0))
+    # A codebook that follows the data starts wherever it was drawn: look around there.
+    spread = quantizer.codes(torch.arange(60)).std() if isinstance(quantizer, EMAVQ) else 2.0
+    vectors = spread * torch.randn(20_000, quantizer.dim, generator=torch.Generator().manual_seed(0))
     ids = quantizer.quantize(vectors)[1]
-    assert ids.min() >= 0 and ids.max() < 60
+    assert ids.min() >= 0 and ids.max() < quantizer.codebook_size
     assert len(ids.unique()) > 50
 
 
@@ -82,6 +89,17 @@ def test_the_gradient_passes_straight_through() -> None:
     torch.testing.assert_close(vectors.grad, 1 - torch.tanh(vectors.detach()).square())
 
 
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", ["lfq", "ema vq", "residual vq"])
+def test_what_codes_merge_to_passes_the_gradient_unchanged(name: str, training: bool) -> None:
+    quantizer = ResidualVQ(num_levels=3, level_size=8, dim=6) if name == "residual vq" else build(name).train(training)
+    quantizer.train(training)
+    vectors = torch.randn(7, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    weights = torch.randn(7, 6, generator=torch.Generator().manual_seed(2))
+    (quantizer.merge(quantizer.quantize(vectors)[0]) * weights).sum().backward()
+    torch.testing.assert_close(vectors.grad, weights)
+
+
 def test_fsq_rounds_every_dimension_to_its_own_levels() -> None:
     codes = FSQ([4, 3, 5]).codes(torch.arange(60))
     for dimension, levels in enumerate([4, 3, 5]):
@@ -96,9 +114,34 @@ def test_its_config_builds_it_again(quantizer: Quantizer) -> None:
     assert torch.equal(again.codes(torch.arange(60)), quantizer.codes(torch.arange(60)))
 
 
+def test_the_short_paths_that_saved_configs_name_are_the_same_classes() -> None:
+    for quantizer in (build("fsq"), build("simvq")):
+        long = quantizer.config()
+        short = {**long, "class_path": f"blip3o.tokenizers.quantizers.{type(quantizer).__name__}"}
+        assert long["class_path"] != short["class_path"]
+        tokenizer = tiny_tokenizer(quantizer).config()
+        tokenizer["init_args"]["quantizer"] = short
+        built = ArgumentParser(exit_on_error=False)
+        built.add_subclass_arguments(ConvTokenizer, "part")
+        again = built.instantiate_classes(built.parse_object({"part": tokenizer})).part
+        assert type(again.quantizer) is type(quantizer)
+
+
 def test_impossible_sizes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"codebook_size \(1\)"):
         SimVQ(codebook_size=1)
+    for quantizer in (EMAVQ, ResidualVQ):
+        name = "codebook_size" if quantizer is EMAVQ else "level_size"
+        for argument, wrong in ((name, 1), ("decay", 1.0), ("revive_below", -1.0)):
+            with pytest.raises(ValueError, match=rf"{argument} \({wrong}\)"):
+                quantizer(**{argument: wrong})
+    with pytest.raises(ValueError, match=r"num_levels \(0\)"):
+        ResidualVQ(num_levels=0)
+    for wrong_bits in (0, 25):
+        with pytest.raises(ValueError, match=rf"num_bits \({wrong_bits}\)"):
+            LFQ(num_bits=wrong_bits)
+    with pytest.raises(ValueError, match=r"temperature \(0\.0\)"):
+        LFQ(temperature=0.0)
     for wrong in ([], [4, 1]):
         with pytest.raises(ValueError, match="levels"):
             FSQ(wrong)

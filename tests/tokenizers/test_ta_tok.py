@@ -9,7 +9,7 @@ from torch import Tensor
 from blip3o.tokenizers import TATok
 from tests.fixtures import described, expected, needs_fixtures, weights
 from tests.tiny import perturbed, seeded
-from tests.tokenizers.contract import ImageTokenizerContract
+from tests.tokenizers.contract import TrainableTokenizerContract
 
 VISION = {
     "hidden_size": 24,
@@ -29,9 +29,21 @@ def tiny_ta_tok(seed: int = 0, **arguments: object) -> TATok:
     return perturbed(tokenizer, seed, std=0.2).eval()
 
 
-class TestTATok(ImageTokenizerContract):
+class TestTATok(TrainableTokenizerContract):
     def tokenizer(self) -> TATok:
-        return tiny_ta_tok()
+        tokenizer = tiny_ta_tok()
+        tokenizer.encoder.requires_grad_(False)
+        return tokenizer
+
+
+def test_a_tower_that_trains_is_no_target() -> None:
+    tokenizer = tiny_ta_tok()
+    images = torch.zeros(1, 3, 28, 28)
+    with pytest.raises(ValueError, match="the vision tower trains"):
+        tokenizer.reads(images)
+    tokenizer.encoder.requires_grad_(False)
+    hidden = tokenizer.encoder(images, output_hidden_states=True).hidden_states[-2]
+    assert torch.equal(tokenizer.reads(images), hidden)
 
 
 def test_pool_scales_pool_the_tower_and_decode_again() -> None:
