@@ -4,6 +4,7 @@ from blip3o.tokenizers.base import ImageTokenizer, TrainableTokenizer
 from blip3o.tokenizers.conv import ConvTokenizer
 from blip3o.tokenizers.quantizers import EMAVQ, FSQ, LFQ, Quantizer, ResidualVQ, SimVQ
 from blip3o.tokenizers.ta_tok import TATok
+from blip3o.tokenizers.timm_tokenizer import TimmTokenizer
 
 __all__ = [
     "EMAVQ",
@@ -15,5 +16,6 @@ __all__ = [
     "ResidualVQ",
     "SimVQ",
     "TATok",
+    "TimmTokenizer",
     "TrainableTokenizer",
 ]
