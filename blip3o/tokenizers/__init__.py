@@ -5,12 +5,14 @@ from blip3o.tokenizers.conv import ConvTokenizer
 from blip3o.tokenizers.quantizers import EMAVQ, FSQ, LFQ, Quantizer, ResidualVQ, SimVQ
 from blip3o.tokenizers.ta_tok import TATok
 from blip3o.tokenizers.timm_tokenizer import TimmTokenizer
+from blip3o.tokenizers.vq_model import DiffusersVQ
 
 __all__ = [
     "EMAVQ",
     "FSQ",
     "LFQ",
     "ConvTokenizer",
+    "DiffusersVQ",
     "ImageTokenizer",
     "Quantizer",
     "ResidualVQ",
