@@ -54,7 +54,12 @@ class ShapesScore(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keeps the batch's images."""
+        """Keeps the batch's images; a ValueError where the module gives none."""
+        if not isinstance(outputs, Tensor) or outputs.ndim != 4:
+            raise ValueError(
+                f"{type(pl_module).__name__} gives no images in validation, as a tokenizer that decodes to features; "
+                "leave ShapesScore out."
+            )
         self._images.append(to_uint8(outputs))
         self._captions.extend(batch["caption"])
         self._indices.extend(batch["index"].tolist())
