@@ -130,10 +130,11 @@ NAFLEX = {
 }
 
 
-class TestTATokOverATowerOfAnySize(ImageTokenizerContract):
+class TestTATokOverATowerOfAnySize(TrainableTokenizerContract):
     def tokenizer(self) -> TATok:
         with seeded(0):
             tokenizer = TATok(NAFLEX, codebook_size=32, bottleneck_dim=6, decoder_depth=1)
+        tokenizer.encoder.requires_grad_(False)
         return perturbed(tokenizer, std=0.2).eval()
 
 

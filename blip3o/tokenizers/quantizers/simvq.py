@@ -49,7 +49,8 @@ class SimVQ(Quantizer):
         self.codebook = nn.Embedding(codebook_size, dim)
         nn.init.normal_(self.codebook.weight, std=dim**-0.5 if normalize else 1.0)
         self.codebook_proj = nn.Linear(dim, dim)
-        nn.init.orthogonal_(self.codebook_proj.weight)
+        with torch.no_grad():  # in float32: torch has no QR decomposition in half precision
+            self.codebook_proj.weight.copy_(nn.init.orthogonal_(torch.empty(dim, dim, dtype=torch.float32)))
         nn.init.zeros_(self.codebook_proj.bias)
 
     @property
