@@ -7,8 +7,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from vector_quantize_pytorch import VectorQuantize  # type: ignore[import-untyped]
-from vector_quantize_pytorch.vector_quantize_pytorch import (  # type: ignore[import-untyped]
+from vector_quantize_pytorch import VectorQuantize
+from vector_quantize_pytorch.vector_quantize_pytorch import (
     sample_vectors_distributed,
 )
 

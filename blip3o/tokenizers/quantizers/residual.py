@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from einops import rearrange, reduce
 from torch import Tensor
-from vector_quantize_pytorch import ResidualVQ as ResidualLayers  # type: ignore[import-untyped]
+from vector_quantize_pytorch import ResidualVQ as ResidualLayers
 
 from blip3o.tokenizers.quantizers.base import Quantizer
 from blip3o.tokenizers.quantizers.ema_vq import averaging, check_codebook, join_processes
