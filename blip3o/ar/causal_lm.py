@@ -13,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, state_arguments
+from blip3o.ar.repeats import repeat_rows, without_repeats
 from blip3o.ar.decoding import draw
 from blip3o.ar.logits import read_logit_shape
 from blip3o.ar.tables import extend_tables, head_of, share_tied, tie_again
@@ -228,10 +229,18 @@ class CausalLM(ARBackbone):
             )
         codes = (vocabulary.first_code, vocabulary.size)
         cache = new_cache(self.lm.config)
-        inputs = self._inputs(input_ids, attention_mask, inputs_embeds, images)
-        output = self._run(inputs, attention_mask, cache, keep_layers=bool(layers))
-        hidden = output.last_hidden_state[:, -1]
+        source = None
+        asked_ids, asked_mask = input_ids, attention_mask
+        if inputs_embeds is None and images is None:  # of equal prompts, one alone is read
+            asked_ids, asked_mask, source = without_repeats(input_ids, attention_mask)
+        inputs = self._inputs(asked_ids, asked_mask, inputs_embeds, images)
+        output = self._run(inputs, asked_mask, cache, keep_layers=bool(layers))
         position = inputs["position_ids"][..., -1:]
+        if source is not None:
+            cache.reorder_cache(source)
+            repeat_rows(output, source)
+            position = position[source]
+        hidden = output.last_hidden_state[:, -1]
         states, ids, log_probs = [hidden[:rows]], [], []
         kept = [_stack_layers(output, layers, rows, -1)]
         ones = attention_mask.new_ones((len(attention_mask), 1))

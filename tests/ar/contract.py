@@ -118,6 +118,16 @@ class ARBackboneContract:
             torch.testing.assert_close(together.hidden[row], alone.hidden[0], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(together.log_probs[row], alone.log_probs[0], rtol=1e-4, atol=1e-4)
 
+    def test_equal_prompts_give_what_each_gives_alone(self) -> None:
+        backbone, captions = self.ready(), (CAPTIONS[1], CAPTIONS[0], CAPTIONS[1], CAPTIONS[1])
+        sampling = Sampling(temperature=2.0)
+        several = self.generate(backbone, captions, sampling, generator=generators(4))
+        for row, caption in enumerate(captions):
+            alone = self.generate(backbone, (caption,), sampling, generator=generators(1, row))
+            assert torch.equal(several.ids[row], alone.ids[0])
+            torch.testing.assert_close(several.hidden[row], alone.hidden[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(several.log_probs[row], alone.log_probs[0], rtol=1e-4, atol=1e-4)
+
     def test_a_row_draws_from_its_own_generator_alone(self) -> None:
         backbone = self.ready()
         sampling = Sampling(temperature=2.0)
