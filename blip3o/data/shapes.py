@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from einops import reduce
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from blip3o.data.stream import Row, RowStream, refuse_limited_batches
 from blip3o.pixels import to_tensor
@@ -123,6 +123,8 @@ class ShapesDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.prompts = evaluation_captions(self.world, num_prompts, seed)
         self._make_row = partial(make_row, world=self.world, seed=seed, tag_weights=tag_weights, describe=describe)
+        self._collate: Callable[[list[Row]], Row] = default_collate
+        self.val_batch_size = batch_size
         self._first_batch = 0
 
     def train_dataloader(self) -> DataLoader[Row]:
@@ -140,7 +142,7 @@ class ShapesDataModule(LightningDataModule):
             world_size=trainer.world_size if trainer else 1,
             first_batch=self._first_batch,
         )
-        return DataLoader(stream, batch_size=self.batch_size, num_workers=self.num_workers)
+        return DataLoader(stream, batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=self._collate)
 
     def val_dataloader(self) -> DataLoader[Row]:
         """`num_val` scenes of held-out captions."""
@@ -151,8 +153,11 @@ class ShapesDataModule(LightningDataModule):
         return self._held_out(self.seed + 2)
 
     def _held_out(self, seed: int) -> DataLoader[Row]:
-        rows = [self._make_row(index, seed=seed, split="held_out", tag_weights=None) for index in range(self.num_val)]
-        return DataLoader(rows, batch_size=self.batch_size)  # type: ignore[arg-type]
+        rows = self._held_out_rows(seed)
+        return DataLoader(rows, batch_size=self.val_batch_size, collate_fn=self._collate)  # type: ignore[arg-type]
+
+    def _held_out_rows(self, seed: int) -> list[Row]:
+        return [self._make_row(index, seed=seed, split="held_out", tag_weights=None) for index in range(self.num_val)]
 
     def predict_dataloader(self) -> DataLoader[Row]:
         """The held-out captions as rows of `caption` and `index`."""

@@ -1,0 +1,77 @@
+"""Captions of a shapes world without pictures, for training by rewards."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+
+from blip3o.data.shapes import ShapesDataModule
+from blip3o.data.stream import Row
+from blip3o.shapes import World, evaluation_captions, metadata, sample_scene
+from blip3o.shapes.captions import Split
+
+
+def caption_row(index: int, caption: str, world: World) -> Row:
+    """`index`, `prompt` and `caption` (the same), and `metadata` in the form of a line of GenEval's."""
+    return {"index": index, "prompt": caption, "caption": caption, "metadata": metadata(caption, world)}
+
+
+def make_prompt(
+    index: int, *, world: World, seed: int, split: Split = "train", tag_weights: Mapping[str, float] | None = None
+) -> Row:
+    """Row `index` of a stream of captions; the captions are those of the scenes that `ShapesDataModule` renders."""
+    scene = sample_scene(world, seed, index, split=split, tag_weights=tag_weights)
+    return caption_row(index, scene.caption, world)
+
+
+def collate_prompts(rows: Sequence[Row]) -> Row:
+    """A batch of prompts: `index` (B,) int64, and lists of B for everything else."""
+    batch: Row = {name: [row[name] for row in rows] for name in rows[0]}
+    return batch | {"index": torch.tensor(batch["index"])}
+
+
+class ShapesPromptsDataModule(ShapesDataModule):
+    """Captions of a shapes world: those of training, endless; and held-out ones, balanced over the tags.
+
+    Args:
+        world: a world, or the name of one in `blip3o.shapes.WORLDS`.
+        batch_size: prompts a batch on one process.
+        val_batch_size: prompts a batch in validation, where one image is made of each; `batch_size` when None.
+        seed: stream of captions.
+        num_val: held-out captions of validation, and others of test.
+        num_prompts: held-out captions to draw in prediction.
+        tag_weights: relative frequency of each tag in training; uniform when None.
+        num_workers: processes that make rows; 0 makes them in the training process.
+    """
+
+    def __init__(
+        self,
+        *,
+        world: str | World = "shapes",
+        batch_size: int = 8,
+        val_batch_size: int | None = None,
+        seed: int = 0,
+        num_val: int = 192,
+        num_prompts: int = 60,
+        tag_weights: dict[str, float] | None = None,
+        num_workers: int = 0,
+    ) -> None:
+        super().__init__(
+            world=world,
+            batch_size=batch_size,
+            seed=seed,
+            num_val=num_val,
+            num_prompts=num_prompts,
+            num_workers=num_workers,
+        )
+        if val_batch_size is not None and val_batch_size < 1:
+            raise ValueError(f"val_batch_size ({val_batch_size}) must be at least 1.")
+        self.val_batch_size = val_batch_size or batch_size
+        self._make_row = partial(make_prompt, world=self.world, seed=seed, tag_weights=tag_weights)
+        self._collate = collate_prompts
+
+    def _held_out_rows(self, seed: int) -> list[Row]:
+        held_out = evaluation_captions(self.world, self.num_val, seed)
+        return [caption_row(index, caption, self.world) for index, caption in enumerate(held_out)]
