@@ -13,6 +13,7 @@ _WARNINGS = (
     ".*args parameter is intended to run from within Python.*",
     ".*LeafSpec.*is deprecated.*",
     r"Found \d+ module\(s\) in eval mode.*",  # frozen parts are meant to be
+    "Using ModelCheckpoint with manual optimization.*",  # it saves what a step left, as we want it to
     "Mismatch dtype between input and weight.*",  # RMS norms under autocast: torch computes them in float32 then
 )
 

@@ -1,0 +1,170 @@
+"""Reinforcement learning of the AR model by GRPO; bridge and diffusion head render, and stay as they are."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import numpy as np
+from torch import Tensor
+
+from blip3o.ar.base import ARBackbone
+from blip3o.model import Blip3oNext
+from blip3o.pipeline import Blip3oPipeline, GenerationDefaults
+from blip3o.rewards.base import Reward
+from blip3o.training.base import Optimization
+from blip3o.training.grpo_loss import LossType, ScaleRewards
+from blip3o.training.lora import merge_lora
+from blip3o.training.policy import TokenScores, score_tokens
+from blip3o.training.policy_module import PolicyModule
+from blip3o.training.reference import Reference, choose_trainable
+from blip3o.training.rollout import Rollout, write_and_render
+
+
+class GRPOModule(PolicyModule):
+    """Group relative policy optimisation of the AR model (BLIP3o-NEXT's reinforcement learning).
+
+    Every step draws `num_generations` images of each prompt of the batch, scores them, and updates the AR model on
+    how much better than its group each was. Batches hold `index`, `prompt` (or `caption`) and perhaps `metadata`. All
+    randomness is a pure function of (seed, prompt index, step, generation). The trainer's `max_steps` and the schedule
+    count updates, of which a rollout makes `num_iterations` times the number of minibatches; a checkpoint's
+    `every_n_train_steps` should be a multiple of that, as they are taken between rollouts.
+
+    Args:
+        model: the composed model; or a bundled name, a folder or a hub id to start from.
+        rewards: what scores the images; each is logged apart.
+        reward_weights: their weights in the sum; all 1 when None.
+        optimization: optimizer and schedule.
+        num_generations: images of each prompt, at least 2.
+        beta: weight of the divergence (k3) from the model that the run started with; without it (None or 0) no copy
+            of that model is kept.
+        epsilon: how far below 1 a ratio counts.
+        epsilon_high: how far above 1 a ratio counts; `epsilon` when None.
+        num_iterations: how often a rollout is gone through.
+        loss_type: mean over sequences (`grpo`), over tokens (`dapo`), or over a constant number of them (`dr_grpo`).
+            Images of one size have as many tokens each, so the three differ only where groups are filtered.
+        scale_rewards: standard deviation that divides the advantages: the `group`'s, the `batch`'s, or `none`.
+        temperature: of the tokens, above 0. Rollouts leave no token out (no top-k, no top-p).
+        token_guidance_scale: classifier-free guidance of the AR model in rollouts; the guided distribution is then the
+            policy, which doubles the work of the AR model. 1 turns it off.
+        minibatch_size: sequences of one process in an update; a minibatch holds as many generations of every prompt.
+            The whole rollout when None.
+        microbatch_size: sequences in one pass of the AR model, which bounds memory and changes nothing else.
+        render_batch_size: images rendered at a time.
+        max_grad_norm: largest norm of the gradient; None for no limit.
+        filter_zero_spread: leaves groups whose rewards are all equal out of the mean and of the work.
+        check_ratio: stops with a message unless the first update of a rollout has ratio 1 within 1e-4.
+        trainable: patterns of parameter names in the model (`fnmatch`), all of the AR model; the whole of it when None.
+        lora_rank: trains adapters of this rank instead (by peft), merged when the run ends; the base is the reference.
+        num_inference_steps: denoising steps of rollouts; the model's own default when None.
+        guidance_scale: guidance of the diffusion head in rollouts; the model's own default when None.
+        validation: settings of validation and prediction, stored with an exported model; the model's own when None.
+        seed: of all that is drawn.
+
+    Raises:
+        ValueError: if a number is out of range, a name unknown, or `trainable` reaches beyond the AR model.
+    """
+
+    def __init__(
+        self,
+        model: str | Blip3oNext,
+        rewards: list[Reward],
+        reward_weights: list[float] | None = None,
+        optimization: Optimization = Optimization(lr=5e-6, schedule="linear", warmup_steps=0),
+        num_generations: int = 16,
+        beta: float | None = 0.001,
+        epsilon: float = 0.2,
+        epsilon_high: float | None = None,
+        num_iterations: int = 1,
+        loss_type: LossType = "grpo",
+        scale_rewards: ScaleRewards = "group",
+        temperature: float = 1.0,
+        token_guidance_scale: float = 1.0,
+        minibatch_size: int | None = None,
+        microbatch_size: int | None = None,
+        render_batch_size: int = 32,
+        max_grad_norm: float | None = 1.0,
+        filter_zero_spread: bool = False,
+        check_ratio: bool = True,
+        trainable: list[str] | None = None,
+        lora_rank: int | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        validation: GenerationDefaults | None = None,
+        seed: int = 0,
+    ) -> None:
+        defaults = GenerationDefaults()
+        if isinstance(model, str):
+            pipe = Blip3oPipeline.from_pretrained(model)
+            model, defaults = pipe.model, pipe.defaults
+        super().__init__(
+            model,
+            rewards,
+            reward_weights,
+            optimization,
+            num_generations=num_generations,
+            beta=beta,
+            epsilon=epsilon,
+            epsilon_high=epsilon_high,
+            num_iterations=num_iterations,
+            loss_type=loss_type,
+            scale_rewards=scale_rewards,
+            minibatch_size=minibatch_size,
+            microbatch_size=microbatch_size,
+            max_grad_norm=max_grad_norm,
+            filter_zero_spread=filter_zero_spread,
+            check_ratio=check_ratio,
+            generation_defaults=validation or defaults,
+            seed=seed,
+        )
+        if not temperature > 0:
+            raise ValueError(f"temperature ({temperature}) must be above 0: groups need images that differ.")
+        if render_batch_size < 1:
+            raise ValueError(f"render_batch_size ({render_batch_size}) must be at least 1.")
+        self.temperature = temperature
+        self.token_guidance_scale = token_guidance_scale
+        self.render_batch_size = render_batch_size
+        self.num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
+        self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
+        self.lora_rank = lora_rank
+        choose_trainable(model, trainable, lora_rank, seed)
+        self.reference = Reference(model.ar, lora=lora_rank is not None) if self.beta else None
+        self.eval()
+
+    def roll_out(self, prompts: list[str], index: Tensor, step: int) -> Rollout:
+        """Writes and renders `num_generations` images of every prompt."""
+        return write_and_render(
+            self.model,
+            prompts,
+            index,
+            num_generations=self.num_generations,
+            seed=self.seed,
+            step=step,
+            temperature=self.temperature,
+            token_guidance_scale=self.token_guidance_scale,
+            num_inference_steps=self.num_inference_steps,
+            guidance_scale=self.guidance_scale,
+            render_batch_size=self.render_batch_size,
+        )
+
+    def score(self, rollout: Rollout, rows: slice | Tensor, *, reference: bool = False) -> TokenScores:
+        """What the AR model, or the reference, says of the tokens of some rows."""
+        chosen = rows if isinstance(rows, slice) else rows.cpu().numpy()
+        prompts: list[str] = np.array(rollout.prompts, dtype=object)[chosen].tolist()
+        backbone: AbstractContextManager[ARBackbone] = nullcontext(self.model.ar)
+        if reference:
+            assert self.reference is not None, "a reference is kept where beta is above 0"
+            backbone = self.reference.backbone(self.model.ar)
+        with backbone as ar:
+            return score_tokens(
+                self.model,
+                prompts,
+                rollout.ids[rows],
+                temperature=self.temperature,
+                token_guidance_scale=self.token_guidance_scale,
+                ar=ar,
+            )
+
+    def on_train_end(self) -> None:
+        """Merges adapters, so that what is exported is a plain model."""
+        if self.lora_rank is not None:
+            merge_lora(self.model.ar)
