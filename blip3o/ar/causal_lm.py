@@ -13,9 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrai
 
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, state_arguments
-from blip3o.ar.repeats import repeat_rows, without_repeats
 from blip3o.ar.decoding import draw
 from blip3o.ar.logits import read_logit_shape
+from blip3o.ar.repeats import repeat_rows, without_repeats
 from blip3o.ar.tables import extend_tables, head_of, share_tied, tie_again
 from blip3o.ar.text import load_text_tokenizer
 from blip3o.ar.vocabulary import ImageVocabulary, check_held, held_layout
