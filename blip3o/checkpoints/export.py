@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig
@@ -14,9 +15,9 @@ from transformers import AutoConfig
 from blip3o.ar.text import load_text_tokenizer
 from blip3o.ar.vocabulary import ImageVocabulary, held_layout
 from blip3o.checkpoints.configs import vocabulary_config
-from blip3o.checkpoints.folder import CONFIG_NAME, TEXT_TOKENIZER, read_config, replacing
+from blip3o.checkpoints.folder import CONFIG_NAME, TEXT_TOKENIZER, build_model, read_config, replacing
 from blip3o.checkpoints.names import RENAMED, to_theirs
-from blip3o.checkpoints.tensors import read_file
+from blip3o.checkpoints.tensors import misfits, read_file
 from blip3o.diffusion.flow import PUBLISHED_SHIFT
 from blip3o.diffusion.objectives import FlowMatching
 from blip3o.loading import resolve_folder
@@ -33,7 +34,8 @@ CLASSES = {
 }
 """What each part must be: the released code knows no other."""
 
-_FACTORS = ("codec.scaling_factor", "codec.shift_factor")
+_FACTORS = {"codec.scaling_factor": "scaling_factor", "codec.shift_factor": "shift_factor"}
+"""What our head stores as tensors and the released layout tells in the codec's config."""
 
 
 def export_published(model: str | Path, out: str | Path) -> Path:
@@ -55,32 +57,29 @@ def export_published(model: str | Path, out: str | Path) -> Path:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out ({out}) exists and is no empty folder; name another.")
     parts = _parts(source)
-    head, language = parts["diffusion"]["init_args"], _language(parts)
+    head, language = parts["diffusion"]["init_args"], _language(parts, source / CONFIG_NAME)
     tensors: dict[str, Tensor] = {}
     factors: dict[str, float] = {}
-    for part in parts:
-        for key, tensor in read_file(source / f"{part}.safetensors").items():
-            renamed = to_theirs(part, key)
-            if renamed is not None:
-                tensors[renamed] = tensor
-            elif key in _FACTORS:
-                factors[key] = float(tensor)
-            else:
+    for part, state in _states(source).items():
+        for key, tensor in state.items():
+            if part == "diffusion" and key in _FACTORS:
+                factors[_FACTORS[key]] = _as_told(tensor, head["codec"]["init_args"]["config"].get(_FACTORS[key]))
+                continue
+            if (renamed := to_theirs(part, key)) is None:
                 raise ValueError(f"{part} holds {key}, for which the released layout has no name.")
+            tensors[renamed] = tensor
     if language["tie_word_embeddings"]:
         tensors.pop("lm_head.weight", None)
-    vae = head["codec"]["init_args"]["config"] | {"scaling_factor": factors["codec.scaling_factor"]}
-    if factors["codec.shift_factor"] != 0.0:
-        vae["shift_factor"] = factors["codec.shift_factor"]
+    factors = {name: value for name, value in factors.items() if name == "scaling_factor" or value != 0.0}
     with replacing(out) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
         vocabulary = _write_text_tokenizer(source, parts, new)
         folder = new / "diffusion"
         config = language | _config(parts, vocabulary)
         _write_json(new / "config.json", config | {"diffusion_name_or_path": str(out.absolute() / "diffusion")})
-        denoiser = head["denoiser"]["init_args"]["config"]
+        denoiser, vae = (head[name]["init_args"]["config"] for name in ("denoiser", "codec"))
         _write_diffusers(folder / "transformer", "SanaTransformer2DModel", denoiser, tensors, "model.sana.")
-        _write_diffusers(folder / "vae", "AutoencoderDC", vae, tensors, "model.sana_vae.")
+        _write_diffusers(folder / "vae", "AutoencoderDC", vae | factors, tensors, "model.sana_vae.")
         scheduler = {"num_train_timesteps": 1000, "shift": head["objective"]["init_args"]["shift"]}
         scheduler["_class_name"] = "FlowMatchEulerDiscreteScheduler"
         _write_json(folder / "scheduler/scheduler_config.json", scheduler)
@@ -90,8 +89,32 @@ def export_published(model: str | Path, out: str | Path) -> Path:
     return out
 
 
+def _states(source: Path) -> dict[str, dict[str, Tensor]]:
+    """The tensors of every part, once it is sure that they are those of the model that the folder describes."""
+    with torch.device("meta"):
+        model, _ = build_model(source)
+    states = {}
+    for name, part in model.parts().items():
+        states[name] = read_file(source / f"{name}.safetensors")
+        if told := misfits(part, states[name]):
+            raise ValueError(f"{source / f'{name}.safetensors'} does not fit {type(part).__name__}: {told}.")
+    return states
+
+
+def _as_told(stored: Tensor, told: float | None) -> float:
+    """A stored number as the config tells it, where that is the same in the precision it is stored in."""
+    return told if told is not None and torch.tensor(told, dtype=stored.dtype) == stored else float(stored)
+
+
 def _parts(source: Path) -> dict[str, dict[str, Any]]:
     """The configuration of every part, all of published classes."""
+    try:
+        return _checked_parts(source)
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{source / CONFIG_NAME} is no model configuration ({error!r}); save it again.") from error
+
+
+def _checked_parts(source: Path) -> dict[str, dict[str, Any]]:
     path = source / CONFIG_NAME
     arguments = read_config(source)[0]["init_args"]
     parts = {name: arguments[name] for name in RENAMED if arguments.get(name)}
@@ -100,7 +123,9 @@ def _parts(source: Path) -> dict[str, dict[str, Any]]:
         if name not in parts and not name.startswith("reference"):
             raise ValueError(f"{path} describes no {name}; the released code needs one.")
         if name in parts and config.get("class_path") not in classes:
-            raise ValueError(f"{name} is a {config.get('class_path')}; the released code knows {classes[0]} only.")
+            raise ValueError(
+                f"{path}: {name} is a {config.get('class_path')}; the released code knows {classes[0]} only."
+            )
     reads = parts["bridge"].get("init_args", {})
     if reads.get("reads", "image_tokens") != "image_tokens" or reads.get("ar_layers"):
         raise ValueError(
@@ -114,9 +139,13 @@ def _parts(source: Path) -> dict[str, dict[str, Any]]:
         ("objective", "blip3o.diffusion.objectives.FlowMatching"),
     ):
         if head[name]["class_path"] != cls:
-            raise ValueError(f"the head's {name} is a {head[name]['class_path']}; the released code knows {cls} only.")
+            raise ValueError(
+                f"{path}: the head's {name} is a {head[name]['class_path']}; the released code knows {cls} only."
+            )
     if PromptTemplate(**arguments["template"]) != PromptTemplate():
-        raise ValueError(f"template ({arguments['template']}) is not the released wording {asdict(PromptTemplate())}.")
+        raise ValueError(
+            f"{path}: template ({arguments['template']}) is not the released wording {asdict(PromptTemplate())}."
+        )
     return parts
 
 
@@ -133,11 +162,11 @@ def _write_text_tokenizer(source: Path, parts: dict[str, dict[str, Any]], new: P
     return vocabulary
 
 
-def _language(parts: dict[str, dict[str, Any]]) -> dict[str, Any]:
+def _language(parts: dict[str, dict[str, Any]], path: Path) -> dict[str, Any]:
     """The keys of config.json that describe the AR model, in the form that every transformers since 4.51 reads."""
     arguments = dict(parts["ar"]["init_args"]["config"])
     if arguments.get("model_type") != "qwen3":
-        raise ValueError(f"ar is a {arguments.get('model_type')}; the released code knows qwen3 only.")
+        raise ValueError(f"{path}: ar is a {arguments.get('model_type')}; the released code knows qwen3 only.")
     given = {key: value for key, value in arguments.items() if key != "model_type"}
     resolved = AutoConfig.for_model("qwen3", **given)
     arguments.pop("rope_parameters", None)

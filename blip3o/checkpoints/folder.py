@@ -82,8 +82,7 @@ def load_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
         ValueError: if the folder or one of its files is missing, damaged or does not fit the configuration.
     """
     folder = Path(folder)
-    config, generation = _own_config(folder)
-    model = _instantiated(config, folder, trust_remote_code)
+    model, generation = build_model(folder, trust_remote_code=trust_remote_code)
     for name, part in model.parts().items():
         load_part(part, folder / f"{name}.safetensors")
     return model.eval(), generation
@@ -92,32 +91,25 @@ def load_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[
 def describe_model(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[Blip3oNext, dict[str, Any]]:
     """Like `load_model`, but on the meta device: the shapes of the weights are read and checked, not the weights."""
     folder = Path(folder)
-    config, generation = _own_config(folder)
     with torch.device("meta"):
-        model = _instantiated(config, folder, trust_remote_code)
+        model, generation = build_model(folder, trust_remote_code=trust_remote_code)
     for name, part in model.parts().items():
         check_part(part, folder / f"{name}.safetensors")
     return model.eval(), generation
 
 
-def _instantiated(config: dict[str, Any], folder: Path, trust_remote_code: bool) -> Blip3oNext:
-    """The model of a folder's configuration, with fresh weights."""
-    try:
-        return instantiate(config, trust_remote_code=trust_remote_code)
-    except ValueError as error:
-        raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
-
-
-def _own_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Configuration and default arguments of generation, the folder's text tokenizer being named by its path."""
+def build_model(folder: Path, *, trust_remote_code: bool = False) -> tuple[Blip3oNext, dict[str, Any]]:
+    """The model of a folder with fresh weights, and its default arguments of generation; raises as `load_model`."""
     config, generation = read_config(folder)
     ar = config["init_args"]["ar"]["init_args"]
-    own_text_tokenizer = ar.get("text_tokenizer") == TEXT_TOKENIZER
-    if own_text_tokenizer:
+    if ar.get("text_tokenizer") == TEXT_TOKENIZER:
         ar["text_tokenizer"] = str(folder / TEXT_TOKENIZER)
         if not (folder / TEXT_TOKENIZER).is_dir():
             raise ValueError(f"{folder / TEXT_TOKENIZER} is missing; the model folder is not complete.")
-    return config, generation
+    try:
+        return instantiate(config, trust_remote_code=trust_remote_code), generation
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG_NAME}: {error}") from error
 
 
 def read_config(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -23,7 +23,7 @@ from blip3o.checkpoints.configs import (
     whole,
 )
 from blip3o.checkpoints.names import split_by_part, told_of
-from blip3o.checkpoints.ta_tok import VISION, build_ta_tok, read_ta_tok
+from blip3o.checkpoints.ta_tok import VISION, build_ta_tok, find_ta_tok, read_ta_tok
 from blip3o.checkpoints.tensors import misfits, read_file, told_pickles
 from blip3o.diffusion.codecs import DCAE
 from blip3o.diffusion.flow import FlowHead, Reference
@@ -55,8 +55,8 @@ def load_published(
             folder `diffusion` of the checkpoint, or else what its config names. Weights come from the checkpoint alone.
         vision: folder or hub id with a SigLIP config.json. When None, the folder `vision` of the checkpoint, or else
             the published tower.
-        tokenizer: the image tokenizer's own file, for checkpoints without its tensors. When None, what their config
-            names as `mm_vision_tower`.
+        tokenizer: the image tokenizer's own file (`load_ta_tok`), or a folder or hub id that holds it, for checkpoints
+            without its tensors. When None, the file that their config names as `mm_vision_tower`.
         noise_space: for editing checkpoints that join the reference's latents to the noisy ones: along which axis. The
             checkpoint does not say; the released code's is the width.
         device: where the model goes.
@@ -134,11 +134,15 @@ def _tokenizer_file(
         if given is not None:
             raise ValueError(f"{root} holds an image tokenizer of its own; leave tokenizer ({given}) out.")
         return None
-    named = given or config.get("mm_vision_tower") or ""
+    if given is not None:
+        return find_ta_tok(given, "tokenizer")
+    named = str(config.get("mm_vision_tower"))
     found = next((path for path in (Path(named), root / named) if path.is_file()), None)
     if found is None:
-        told = f"tokenizer ({given}) is no file" if given else f"mm_vision_tower ({named!r}) names no file"
-        raise ValueError(f"{root} holds no codebook and {told}; pass tokenizer, the released ta_tok.pth.")
+        raise ValueError(
+            f"{root} holds no image tokenizer, and its mm_vision_tower ({named}) is no file; pass tokenizer, the "
+            "released ta_tok.pth."
+        )
     return found
 
 

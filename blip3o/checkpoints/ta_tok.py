@@ -42,7 +42,7 @@ def load_ta_tok(path: str | Path, *, vision: str | Path | None = None) -> TATok:
         ValueError: if there is no such file, it is damaged or another, it holds more than tensors and plain values
             (none of it is executed then), or a tensor is missing, unexpected or mis-shaped (all are listed).
     """
-    path = Path(path) if Path(path).is_file() else resolve_folder(path, "path", "the file, ") / _FILE
+    path = find_ta_tok(path, "path")
     arguments, state = read_ta_tok(path)
     config = resolve_folder(vision or arguments.get("teacher") or VISION, "vision") / "config.json"
     layer, temperature = whole(arguments, "select_layer_id", path, -2), _temperature(arguments, path)
@@ -53,6 +53,11 @@ def load_ta_tok(path: str | Path, *, vision: str | Path | None = None) -> TATok:
         raise ValueError(f"{path} does not fit {config}: {told}.")
     tokenizer.load_state_dict(state, assign=True)
     return tokenizer.eval()
+
+
+def find_ta_tok(path: str | Path, argument: str) -> Path:
+    """The file at a path, or in a folder or hub repository; a ValueError that names the argument where none is."""
+    return Path(path) if Path(path).is_file() else resolve_folder(path, argument, "the file, ") / _FILE
 
 
 def build_ta_tok(

@@ -281,7 +281,10 @@ def bare(tmp_path: Path) -> Path:
 def test_convert_takes_the_tokenizers_own_file(bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "ours"
     assert main(["convert", str(bare), str(out)]) == 2
-    assert "holds no codebook and mm_vision_tower ('ta_tok') names no file; pass tokenizer" in capsys.readouterr().err
+    assert (
+        "holds no image tokenizer, and its mm_vision_tower (ta_tok) is no file; pass tokenizer"
+        in capsys.readouterr().err
+    )
     assert not out.exists()
     assert main(["convert", str(bare), str(out), "--tokenizer", str(tmp_path / "ta_tok.pth")]) == 0
     found = Blip3oPipeline.from_pretrained(out).model.state_dict()
@@ -293,7 +296,7 @@ def test_the_file_may_be_the_one_that_the_config_names(bare: Path, tmp_path: Pat
     for named in (str(tmp_path / "ta_tok.pth"), "../ta_tok.pth"):
         (bare / "config.json").write_text(json.dumps(config | {"mm_vision_tower": named}))
         assert isinstance(load_published(bare).model.tokenizer, TATok)
-    with pytest.raises(ValueError, match=r"tokenizer \(nonesuch\.pth\) is no file"):
+    with pytest.raises(ValueError, match=r"tokenizer \(nonesuch\.pth\) is unknown; pass the file"):
         load_published(bare, tokenizer="nonesuch.pth")
     with pytest.raises(ValueError, match=r"holds an image tokenizer of its own; leave tokenizer"):
         load_published(written(released_pipeline(), tmp_path / "whole"), tokenizer=tmp_path / "ta_tok.pth")

@@ -124,6 +124,12 @@ def test_parity_of_tokens_features_codebook_and_decoded_features(name: str) -> N
     torch.testing.assert_close(tokenizer.decode(tokens.ids), numbers["tok.decoded"], rtol=0, atol=1e-5)
 
 
+def test_it_embeds_ids_without_weights() -> None:
+    with torch.device("meta"):
+        tokenizer = TATok(VISION, codebook_size=32, bottleneck_dim=6)
+        assert tokenizer.embed(torch.arange(32)[:, None]).shape == (32, 1, 6)
+
+
 NAFLEX = {
     **{"model_type": "siglip2_vision_model", "hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2},
     **{"num_attention_heads": 2, "num_patches": 16, "patch_size": 7},
