@@ -81,7 +81,7 @@ class ARBackbone(Part):
 
         Args:
             num_codes: codebook size.
-            num_scales: number of scale tokens.
+            num_scales: number of scale tokens; a text tokenizer that holds the image tokens has its own.
             codebook: (num_codes, D) starting values of the image rows, used where D equals the hidden size.
 
         Raises:

@@ -59,7 +59,7 @@ def read_logit_shape(lm: PreTrainedModel) -> LogitShape:
     return shape
 
 
-def _without_weights(lm: PreTrainedModel, hidden: Tensor) -> PreTrainedModel:
+def _without_weights(lm: PreTrainedModel, hidden: Tensor) -> nn.Module:
     """A shallow copy of a model whose decoder gives `hidden` (C,) and whose head passes it on."""
     decoder = copy.copy(lm.get_decoder())
     decoder._forward_hooks, decoder._forward_pre_hooks = OrderedDict(), OrderedDict()
@@ -75,9 +75,7 @@ def _without_weights(lm: PreTrainedModel, hidden: Tensor) -> PreTrainedModel:
         new._modules = {name: child and rebuilt(child) for name, child in module._modules.items()}
         return new
 
-    probe = rebuilt(lm)
-    assert isinstance(probe, PreTrainedModel)
-    return probe
+    return rebuilt(lm)
 
 
 class _PassOn(nn.Identity):

@@ -34,6 +34,11 @@ CLASSES = {
 }
 """What each part must be: the released code knows no other."""
 
+_INNER = {
+    "denoiser": ("blip3o.diffusion.sana.Sana",),
+    "codec": ("blip3o.diffusion.codecs.DCAE",),
+    "objective": ("blip3o.diffusion.objectives.FlowMatching",),
+}
 _FACTORS = {"codec.scaling_factor": "scaling_factor", "codec.shift_factor": "shift_factor"}
 """What our head stores as tensors and the released layout tells in the codec's config."""
 
@@ -118,34 +123,23 @@ def _checked_parts(source: Path) -> dict[str, dict[str, Any]]:
     path = source / CONFIG_NAME
     arguments = read_config(source)[0]["init_args"]
     parts = {name: arguments[name] for name in RENAMED if arguments.get(name)}
-    for name, classes in CLASSES.items():
-        config = parts.get(name, {})
+    for name in CLASSES:
         if name not in parts and not name.startswith("reference"):
             raise ValueError(f"{path} describes no {name}; the released code needs one.")
-        if name in parts and config.get("class_path") not in classes:
-            raise ValueError(
-                f"{path}: {name} is a {config.get('class_path')}; the released code knows {classes[0]} only."
-            )
-    reads = parts["bridge"].get("init_args", {})
-    if reads.get("reads", "image_tokens") != "image_tokens" or reads.get("ar_layers"):
-        raise ValueError(
-            f"bridge ({reads}) must read the last hidden states at image_tokens, as the released code does."
-        )
     head = parts["diffusion"]["init_args"]
     head["objective"] = head["objective"] or FlowMatching(shift=PUBLISHED_SHIFT).config()
-    for name, cls in (
-        ("denoiser", "blip3o.diffusion.sana.Sana"),
-        ("codec", "blip3o.diffusion.codecs.DCAE"),
-        ("objective", "blip3o.diffusion.objectives.FlowMatching"),
-    ):
-        if head[name]["class_path"] != cls:
-            raise ValueError(
-                f"{path}: the head's {name} is a {head[name]['class_path']}; the released code knows {cls} only."
-            )
-    if PromptTemplate(**arguments["template"]) != PromptTemplate():
+    inner = {f"the head's {name}": head[name]["class_path"] for name in _INNER if name in head}
+    known = CLASSES | {f"the head's {name}": classes for name, classes in _INNER.items()}
+    for name, cls in ({name: config["class_path"] for name, config in parts.items()} | inner).items():
+        if cls not in known[name]:
+            raise ValueError(f"{path}: {name} is a {cls}; the released code knows {known[name][0]} only.")
+    reads = parts["bridge"].get("init_args") or {}
+    if reads.get("reads", "image_tokens") != "image_tokens" or reads.get("ar_layers"):
         raise ValueError(
-            f"{path}: template ({arguments['template']}) is not the released wording {asdict(PromptTemplate())}."
+            f"{path}: bridge ({reads}) must read the last hidden states at image_tokens, as the released code does."
         )
+    if (template := PromptTemplate(**arguments["template"])) != PromptTemplate():
+        raise ValueError(f"{path}: template ({asdict(template)}) is not the released {asdict(PromptTemplate())}.")
     return parts
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,15 @@ def test_a_tied_table_stays_one_however_it_is_stored_and_loaded(
     with torch.no_grad():
         tables(again)[0].zero_()
     assert not tables(again)[1].any(), "training one would leave the other behind"
+
+
+def test_a_copy_of_a_tied_model_ties_its_own_table() -> None:
+    model = backbone("llama, tied")
+    model.extend_vocabulary(CODES)
+    other = copy.deepcopy(model)
+    other.load_state_dict({key: value + 1 for key, value in model.state_dict().items()}, assign=True)
+    assert tables(other)[0] is tables(other)[1] is not tables(model)[0]
+    assert torch.equal(tables(other)[0], tables(model)[0] + 1)
 
 
 def test_two_different_tables_of_a_tied_head_are_refused() -> None:
