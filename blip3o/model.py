@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import torch
@@ -108,13 +109,21 @@ class Blip3oNext(Part):
             self.reference_features = build_reference_features(reference_features, tokenizer, ar)
         if reference_latents is not None:
             self.reference_latents = build_reference_latents(reference_latents, diffusion)
-        codebook = None
-        if tokenizer.feature_dim == ar.hidden_size:
-            with torch.no_grad():
-                codebook = tokenizer.embed(torch.arange(tokenizer.codebook_size)[:, None])[:, 0]
-        vocabulary = ar.extend_vocabulary(tokenizer.codebook_size, max(3, tokenizer.num_scales), codebook)
+        ar.extend_vocabulary(tokenizer.codebook_size, max(3, tokenizer.num_scales), self.codebook())
         self.template = template
-        self.sequences = SequenceBuilder(ar.text_tokenizer, vocabulary, template)
+
+    @cached_property
+    def sequences(self) -> SequenceBuilder:
+        """Lays out prompts and training sequences."""
+        assert self.ar.vocabulary is not None, "it was extended"
+        return SequenceBuilder(self.ar.text_tokenizer, self.ar.vocabulary, self.template)
+
+    @torch.no_grad()
+    def codebook(self) -> Tensor | None:
+        """The codes (num_codes, D) that the AR model's image rows start from, where they are as wide as its states."""
+        if self.tokenizer.feature_dim != self.ar.hidden_size:
+            return None
+        return self.tokenizer.embed(torch.arange(self.tokenizer.codebook_size)[:, None])[:, 0]
 
     def config(self) -> dict[str, Any]:
         """`class_path` and `init_args`, bridges without their two widths, which the other parts decide."""

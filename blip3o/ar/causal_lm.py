@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    DynamicCache,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, state_arguments
@@ -57,9 +65,12 @@ class CausalLM(ARBackbone):
         super().__init__()
         if "model_type" not in config:
             raise ValueError(f"config ({config}) must name a model_type, such as 'qwen3'.")
-        self.text_tokenizer = load_text_tokenizer(text_tokenizer)
-        held = held_layout(self.text_tokenizer)
-        most = len(self.text_tokenizer) if held is None else held[0]
+        self._text_tokenizer_source = text_tokenizer
+        if text_size is not None and torch.get_default_device().type == "meta":  # only shapes are asked for
+            held, most = None, text_size
+        else:
+            held = held_layout(self.text_tokenizer)
+            most = len(self.text_tokenizer) if held is None else held[0]
         self.text_size = most if text_size is None else text_size
         if not 1 <= self.text_size <= most or (held is not None and self.text_size != most):
             told = f"lie in 1..{most}, the size of" if held is None else f"be {most}, the first image token of"
@@ -73,6 +84,11 @@ class CausalLM(ARBackbone):
         self.register_load_state_dict_post_hook(_tie_again)
         self._logit_shape = read_logit_shape(self.lm)
         self._check()
+
+    @cached_property
+    def text_tokenizer(self) -> PreTrainedTokenizerBase:
+        """Reads prompts. On the meta device, where `text_size` tells the shapes, it is loaded when first asked for."""
+        return load_text_tokenizer(self._text_tokenizer_source)
 
     @classmethod
     def from_pretrained(cls, name_or_path: str, attention: str | None = None, dtype: str = "float32") -> Self:

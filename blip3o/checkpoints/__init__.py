@@ -9,6 +9,7 @@ from blip3o.checkpoints.folder import (
     load_model,
     save_model,
 )
+from blip3o.checkpoints.pretrained import load_weights
 from blip3o.checkpoints.published import load_published
 from blip3o.checkpoints.ta_tok import load_ta_tok
 from blip3o.checkpoints.tensors import load_part, save_part
@@ -23,6 +24,7 @@ __all__ = [
     "load_part",
     "load_published",
     "load_ta_tok",
+    "load_weights",
     "save_model",
     "save_part",
 ]

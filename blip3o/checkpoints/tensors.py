@@ -49,9 +49,11 @@ def told_pickles(folder: Path) -> str:
     return f"; {', '.join(pickles)} is a pickle, which is never opened: convert it first" if pickles else ""
 
 
-def misfits(part: nn.Module, state: Mapping[str, Tensor], told: Callable[[str], str] = str) -> str:
-    """What keeps `state` from filling a part, every key named, as `told` says it; empty where it fits."""
-    own = part.state_dict()
+def misfits(
+    part: nn.Module | Mapping[str, Tensor], state: Mapping[str, Tensor], told: Callable[[str], str] = str
+) -> str:
+    """What keeps `state` from filling a part or its tensors, every key named as `told` says it; empty where it fits."""
+    own = part.state_dict() if isinstance(part, nn.Module) else part
     problems = {
         "missing": [told(key) for key in sorted(own.keys() - state.keys())],
         "unexpected": [told(key) for key in sorted(state.keys() - own.keys())],

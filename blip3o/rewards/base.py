@@ -25,6 +25,9 @@ class Reward(ABC):
     name: str
     range: tuple[float, float] = (0.0, 1.0)
 
+    def prepare(self) -> None:  # noqa: B027 (most have nothing to load)
+        """Loads what scoring needs and checks that it works: building loads nothing, and a run calls this first."""
+
     @abstractmethod
     def __call__(self, images: Images, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Scores (B,), higher is better; NaN where an image could not be judged.
@@ -60,6 +63,11 @@ class WeightedSum(Reward):
             raise ValueError(f"weights ({weights}) must hold one finite number for each of the rewards {names}.")
         ends = [sorted((w * r.range[0], w * r.range[1])) for w, r in zip(self.weights, self.rewards, strict=True)]
         self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
+
+    def prepare(self) -> None:
+        """Prepares every reward."""
+        for reward in self.rewards:
+            reward.prepare()
 
     def scores(self, images: Images, prompts: Sequence[str], metadata: Metadata) -> dict[str, Scores]:
         """The scores (B,) of every reward by its name, without weights.

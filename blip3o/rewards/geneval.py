@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class GenEvalReward(Reward):
         name: under which it is logged; `geneval_FORM` when None.
 
     Raises:
-        ValueError: if a model can not be found, does not suit, or fails the self-test.
+        ValueError: on an unknown form or a batch size below 1.
     """
 
     def __init__(
@@ -51,10 +52,29 @@ class GenEvalReward(Reward):
         self.form: Form = form
         self.name = name or f"geneval_{form}"
         self.batch_size = batch_size
-        self.detector = InstanceDetector(detector, device or best_device())
-        self.colors = ColorClassifier(clip, device or best_device())
-        if self_test:
-            check_pictures(self, f"detector {detector} and clip {clip}")
+        self.self_test = self_test
+        self._sources = (detector, clip)
+        self._device = device
+
+    @cached_property
+    def detector(self) -> InstanceDetector:
+        """Finds objects and their masks."""
+        return InstanceDetector(self._sources[0], self._device or best_device())
+
+    @cached_property
+    def colors(self) -> ColorClassifier:
+        """Names the colours of objects."""
+        return ColorClassifier(self._sources[1], self._device or best_device())
+
+    def prepare(self) -> None:
+        """Loads both models and tries them on the two pictures.
+
+        Raises:
+            ValueError: if one can not be found, does not suit, or fails the self-test.
+        """
+        _ = self.detector, self.colors
+        if self.self_test:
+            check_pictures(self, "detector {} and clip {}".format(*self._sources))
 
     def __call__(self, images: Images, prompts: Sequence[str], metadata: Metadata) -> Scores:
         """Scores (B,) in [0, 1].

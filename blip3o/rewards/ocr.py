@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,6 @@ class OCRReward(Reward):
         name: under which it is logged.
 
     Raises:
-        ImportError: without rapidocr.
         ValueError: if `min_side` is below 1.
     """
 
@@ -67,11 +67,18 @@ class OCRReward(Reward):
             raise ValueError(f"min_side ({min_side}) must be at least 1 pixel.")
         self.min_side = min_side
         self.name = name
+
+    @cached_property
+    def _engine(self) -> Any:
         try:
             from rapidocr import RapidOCR
         except ImportError as error:
             raise _missing("rapidocr") from error
-        self._engine: Any = RapidOCR(params={"Global.log_level": "error"})
+        return RapidOCR(params={"Global.log_level": "error"})
+
+    def prepare(self) -> None:
+        """Loads the reader; raises an ImportError without rapidocr."""
+        _ = self._engine
 
     def read(self, image: np.ndarray) -> str:
         """All text of a picture (H, W, 3) uint8, line after line."""

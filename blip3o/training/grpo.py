@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from blip3o.ar.base import ARBackbone
+from blip3o.checkpoints import load_weights
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline, GenerationDefaults
 from blip3o.rewards.base import Reward
@@ -32,6 +33,7 @@ class GRPOModule(PolicyModule):
     Args:
         model: the composed model; or a bundled name, a folder or a hub id to start from.
         rewards: what scores the images; each is logged apart.
+        weights: what to start parts of a composed model from, as for `JointModule`.
         reward_weights: their weights in the sum; all 1 when None.
         optimization: optimizer and schedule.
         num_generations: images of each prompt, at least 2.
@@ -61,13 +63,15 @@ class GRPOModule(PolicyModule):
         seed: of all that is drawn.
 
     Raises:
-        ValueError: if a number is out of range, a name unknown, or `trainable` reaches beyond the AR model.
+        ValueError: if a number is out of range, a name unknown, `weights` do not fit, `trainable` reaches beyond the AR
+            model, or the model writes no image tokens.
     """
 
     def __init__(
         self,
         model: str | Blip3oNext,
         rewards: list[Reward],
+        weights: dict[str, str] | None = None,
         reward_weights: list[float] | None = None,
         optimization: Optimization = Optimization(lr=5e-6, schedule="linear", warmup_steps=0),
         num_generations: int = 16,
@@ -96,6 +100,13 @@ class GRPOModule(PolicyModule):
         if isinstance(model, str):
             pipe = Blip3oPipeline.from_pretrained(model)
             model, defaults = pipe.model, pipe.defaults
+        if not model.bridge.needs_tokens:
+            raise ValueError(
+                f"bridge ({type(model.bridge).__name__}, reads {model.bridge.reads!r}) has the AR model write no image "
+                "tokens, which are what GRPO learns to choose; use one that reads 'image_tokens' or 'token_embeds'."
+            )
+        for name, source in (weights or {}).items():
+            load_weights(model, name, source)
         super().__init__(
             model,
             rewards,

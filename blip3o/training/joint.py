@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from blip3o.ar.base import Sampling
-from blip3o.checkpoints import load_part
+from blip3o.checkpoints import load_weights
 from blip3o.diffusion.base import Codec
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import GenerationDefaults, check_settings
@@ -33,8 +32,8 @@ class JointModule(TrainingModule):
     Args:
         model: the composed model.
         optimization: optimizer and schedule.
-        weights: safetensors files to start parts from, by attribute path in the model, such as
-            `{"tokenizer": ..., "diffusion.codec": ...}`.
+        weights: what to start parts from, by attribute path in the model, such as
+            `{"tokenizer": "tokenizer.safetensors", "ar": "Qwen/Qwen3-0.6B"}`; see `blip3o.checkpoints.load_weights`.
         trainable: patterns of parameter names in the model (`fnmatch`) that train, the rest being frozen; all but
             the image tokenizer and the codecs when None.
         cross_entropy_weight: weight of the cross-entropy (mean over supervised tokens; 0 where the bridge needs no
@@ -52,8 +51,8 @@ class JointModule(TrainingModule):
         token_guidance_scale: guidance of the AR model in validation and prediction.
 
     Raises:
-        ValueError: if `weights` names a part that the model lacks or a file that does not fit it, if `trainable` holds
-            a pattern without a match or one that matches what stays frozen, or if a number is out of range.
+        ValueError: if `weights` names a part that the model lacks or a source that does not fit it, if `trainable`
+            holds a pattern without a match or one that matches what stays frozen, or if a number is out of range.
     """
 
     def __init__(
@@ -81,8 +80,8 @@ class JointModule(TrainingModule):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} ({share}) must lie in [0, 1]; it is the share of rows that is dropped.")
         self.model = model
-        for name, file in (weights or {}).items():
-            load_part(_part(self.model, name), Path(file))
+        for name, source in (weights or {}).items():
+            load_weights(self.model, name, source)
         _choose_trainable(self.model, trainable)
         self.cross_entropy_weight = cross_entropy_weight
         self.flow_weight = flow_weight
@@ -166,15 +165,6 @@ class JointModule(TrainingModule):
         """The mean count, 1 where it is 0 and so are the sums that it divides."""
         mean = self.trainer.strategy.reduce(count.float(), reduce_op="mean")
         return mean + (mean == 0)
-
-
-def _part(model: Blip3oNext, name: str) -> nn.Module:
-    """The part at an attribute path."""
-    try:
-        return model.get_submodule(name)
-    except AttributeError as error:
-        parts = [child for child, _ in model.named_children()]
-        raise ValueError(f"weights names {name!r}, which the model lacks; its parts are {parts}.") from error
 
 
 def _choose_trainable(model: Blip3oNext, patterns: list[str] | None) -> None:

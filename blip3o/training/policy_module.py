@@ -111,9 +111,11 @@ class PolicyModule(TrainingModule):
         return super().train(False)
 
     def setup(self, stage: str) -> None:
-        """Refuses a precision that scales the loss, which would scale the norm of the gradient too."""
+        """Refuses a precision that scales the loss, and so the norm of the gradient; makes the rewards ready."""
         if self.trainer.precision == "16-mixed":
             raise ValueError("precision (16-mixed) scales the gradients; use bf16-mixed or 32-true.")
+        if stage != "predict":
+            self.reward.prepare()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """One rollout and its updates; returns its images (P, G, H, W, 3), rewards (P, G) and prompts (P)."""
@@ -170,7 +172,7 @@ class PolicyModule(TrainingModule):
                 rows = torch.tensor(own, dtype=torch.int64, device=self.device)
                 first = iteration == 0 and group == groups[0]
                 logged.append(self._update(rollout, rows, len(kept) * len(group), advantages, reference, first=first))
-        names = {name for values in logged for name in values}
+        names = dict.fromkeys(name for values in logged for name in values)  # in one order in all processes
         return {name: torch.stack([values[name] for values in logged if name in values]).mean() for name in names}
 
     def _update(

@@ -46,7 +46,7 @@ class Reference(nn.Module):
 
     def __init__(self, ar: ARBackbone, *, lora: bool) -> None:
         super().__init__()
-        tokenizer = getattr(ar, "text_tokenizer", None)
+        tokenizer = vars(ar).get("text_tokenizer")
         kept = {id(tokenizer): tokenizer}  # reads text and has no weights: shared, not copied
         self.ar = None if lora else copy.deepcopy(ar, kept).requires_grad_(False)
 

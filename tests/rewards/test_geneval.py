@@ -54,7 +54,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 def test_untrained_models_fail_the_self_test_loudly(folders: tuple[str, str]) -> None:
     with pytest.raises(ValueError, match=r"self-test: .*misjudge .*stop_sign\.png: expected stop sign>=1, found 0"):
-        GenEvalReward(*folders, device="cpu")
+        GenEvalReward(*folders, device="cpu").prepare()
 
 
 def test_it_runs_where_the_self_test_is_off(folders: tuple[str, str]) -> None:
@@ -147,13 +147,13 @@ def test_the_bundled_pictures_show_a_red_sign_and_a_pale_clock() -> None:
 
 def test_wrong_models_are_refused(folders: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"detector \(/nowhere\) is unknown"):
-        GenEvalReward("/nowhere", folders[1])
+        GenEvalReward("/nowhere", folders[1]).prepare()
     with pytest.raises(ValueError, match=r"clip \(/nowhere\) is unknown"):
-        GenEvalReward(folders[0], "/nowhere")
+        GenEvalReward(folders[0], "/nowhere").prepare()
     config = Mask2FormerConfig.from_pretrained(folders[0], num_labels=3)
     Mask2FormerForUniversalSegmentation(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="knows 3 classes; use one for the 80"):
-        GenEvalReward(str(tmp_path), folders[1])
+        GenEvalReward(str(tmp_path), folders[1]).prepare()
     with pytest.raises(ValueError, match=r"form \('x'\)"):
         GenEvalReward(form="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"batch_size \(0\)"):

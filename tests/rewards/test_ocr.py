@@ -52,7 +52,7 @@ def test_words_are_read_from_pictures() -> None:
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "rapidocr", None)
     with pytest.raises(ImportError, match=r"blip3o\[ocr\]"):
-        OCRReward()
+        OCRReward().prepare()
     monkeypatch.setitem(sys.modules, "rapidfuzz.distance", None)
     with pytest.raises(ImportError, match=r"rapidfuzz; .*blip3o\[ocr\]"):
         text_score("a", "b")

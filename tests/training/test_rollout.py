@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -81,9 +83,9 @@ def test_a_group_s_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = tiny_model(), []
     run = CausalLM._run
 
-    def counted(self: CausalLM, input_ids: torch.Tensor, *args: object, **kwargs: object) -> object:
-        rows.append(len(input_ids))
-        return run(self, input_ids, *args, **kwargs)  # type: ignore[arg-type]
+    def counted(self: CausalLM, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> object:
+        rows.append(len(inputs["input_ids"]))
+        return run(self, inputs, *args, **kwargs)
 
     monkeypatch.setattr(CausalLM, "_run", counted)
     model.write([CAPTIONS[0]] * 4 + [CAPTIONS[1]] * 4)
