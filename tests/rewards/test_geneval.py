@@ -10,46 +10,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tokenizers import Tokenizer, models
-from transformers import (
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    Mask2FormerConfig,
-    Mask2FormerForUniversalSegmentation,
-    Mask2FormerImageProcessor,
-    PreTrainedTokenizerFast,
-    SwinConfig,
-)
+from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 
 from blip3o.rewards.geneval import GenEvalReward
 from blip3o.rewards.geneval_models import CLASSES, COLORS, InstanceDetector, _by_class, _cut_out
 from blip3o.rewards.geneval_rules import Found, Outcome, judge
 from blip3o.rewards.geneval_selftest import FOLDER, PICTURES, check_pictures
-from tests.tiny import seeded
+from tests.rewards.judges import write_judges
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """An untrained detector and an untrained CLIP, saved as transformers saves them."""
-    detector, clip = (tmp_path_factory.mktemp(name) for name in ("detector", "clip"))
-    stages = ["stage1", "stage2", "stage3", "stage4"]
-    swin = SwinConfig(image_size=32, embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, out_features=stages)
-    sizes = {"hidden_dim": 32, "mask_feature_size": 32, "feature_size": 32, "num_attention_heads": 2}
-    layers = {"encoder_layers": 1, "decoder_layers": 2, "dim_feedforward": 16, "encoder_feedforward_dim": 16}
-    with seeded(0):
-        config = Mask2FormerConfig(backbone_config=swin, num_labels=80, num_queries=8, **sizes, **layers)
-        Mask2FormerForUniversalSegmentation(config).save_pretrained(detector)
-        Mask2FormerImageProcessor().save_pretrained(detector)
-        part = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-        text = {**part, "vocab_size": 300, "max_position_embeddings": 32, "eos_token_id": 1}
-        vision = {**part, "image_size": 32, "patch_size": 16}
-        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(clip)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(clip)
-    letters = {"<pad>": 0, "</s>": 1, **{chr(code): code + 2 for code in range(32, 127)}}
-    core = Tokenizer(models.BPE(letters, []))
-    PreTrainedTokenizerFast(tokenizer_object=core, pad_token="<pad>", eos_token="</s>").save_pretrained(clip)
-    return str(detector), str(clip)
+    return write_judges(tmp_path_factory.mktemp("judges"))
 
 
 def test_untrained_models_fail_the_self_test_loudly(folders: tuple[str, str]) -> None:
