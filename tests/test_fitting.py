@@ -29,7 +29,7 @@ def built(bridge: Any, *, cond_grid: int | None = None, **arguments: Any) -> Bli
         ),
         (
             {"reads": "queries", "num_queries": 15},
-            r"the condition has 15 positions, but cond_grid \(4\) needs at least 16",
+            r"the condition has 15 positions, but cond_grid \(4\) needs 16, or one more",
         ),
         ({"ar_layers": [1, 3]}, r"asks for ar_layers \[3\], but the AR model has 2 layers; choose from 0..2"),
         ({"ar_layers": [-4]}, r"asks for ar_layers \[-4\], but the AR model has 2"),

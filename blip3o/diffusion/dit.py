@@ -28,9 +28,9 @@ class DiT(Denoiser):
         num_heads: attention heads; must divide `width`.
         mlp_ratio: hidden width of the perceptrons over `width`.
         patch_size: latent positions along each side that share a token.
-        cond_grid: side of the grid that the last `cond_grid**2` condition positions form; they then carry the same
-            2-D sinusoids as the latents. Latents of reference images that follow them carry their own. None where the
-            condition is no grid.
+        cond_grid: side of the grid that the condition's `cond_grid**2` positions form, perhaps after one of the scale
+            token; they then carry the same 2-D sinusoids as the latents. Latents of reference images that follow them
+            carry their own. None where the condition is no grid.
     """
 
     def __init__(
@@ -87,20 +87,20 @@ class DiT(Denoiser):
         return self._cond_dim
 
     def check_condition(self, num_positions: int | None) -> None:
-        """Raises a ValueError where the condition can not hold the grid."""
-        least = 0 if self.cond_positions is None else len(self.cond_positions)
-        if least and (num_positions is None or num_positions < least):
+        """Raises a ValueError where the condition is not the grid, with or without the scale token before it."""
+        cells = 0 if self.cond_positions is None else len(self.cond_positions)
+        if cells and num_positions not in (cells, cells + 1):
             told = "a number of positions that varies" if num_positions is None else f"{num_positions} positions"
             raise ValueError(
-                f"the condition has {told}, but cond_grid ({self.cond_grid}) needs at least {least}; set cond_grid to "
-                "the tokenizer's grid, or to None."
+                f"the condition has {told}, but cond_grid ({self.cond_grid}) needs {cells}, or one more for the scale "
+                "token; set cond_grid to the tokenizer's grid, or to None."
             )
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts (B, c, h, w) from noisy latents, noise levels (B,) and a condition.
 
         Raises:
-            ValueError: if the latents are of another size than the DiT was built for, or the condition is too short.
+            ValueError: if the latents are of another size than the DiT was built for, or the condition is shorter than the grid.
         """
         if latents.shape[1:] != self.latent_shape:
             raise ValueError(
@@ -126,8 +126,12 @@ class DiT(Denoiser):
 
         Appended positions that are no whole grids of latents have no place.
         """
-        self.check_condition(count)
         assert self.cond_positions is not None
+        if count < len(self.cond_positions):
+            raise ValueError(
+                f"the condition has {count} positions, but cond_grid ({self.cond_grid}) needs at least "
+                f"{len(self.cond_positions)}; set cond_grid to the tokenizer's grid, or to None."
+            )
         places = F.pad(self.cond_positions, (0, 0, count - len(self.cond_positions), 0))
         if num_appended == 0:
             return places
