@@ -100,7 +100,7 @@ class DiT(Denoiser):
         """Predicts (B, c, h, w) from noisy latents, noise levels (B,) and a condition.
 
         Raises:
-            ValueError: if the latents are of another size than the DiT was built for, or the condition is shorter than the grid.
+            ValueError: if the latents are of another size than the DiT was built for, or the condition is too short.
         """
         if latents.shape[1:] != self.latent_shape:
             raise ValueError(
