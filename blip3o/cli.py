@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,25 +20,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (the process's own when None).
 
     Returns:
-        The exit code: 0, 2 for wrong usage, 1 where files can not be read or written or a run of an ablation failed.
+        The exit code: 0; 2 where an argument, a file's content or a missing package is at fault; 1 where the system can
+        not read or write a file, or a run of an ablation failed.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] in LIGHTNING:
-        from blip3o.training.cli import run
-
-        run(args)
-        return 0
+        return _told(args[0], lambda: _lightning(args))
     options = build_parser().parse_args(args)
-    command: Callable[[argparse.Namespace], int | None] = options.run
+    return _told(options.command, lambda: options.run(options))
+
+
+def _told(name: str, command: Callable[[], int | None]) -> int:
+    """Runs a command; what it refuses is one line on stderr. JSONARGPARSE_DEBUG in the environment shows tracebacks."""
+    if "JSONARGPARSE_DEBUG" in os.environ:
+        return command() or 0
     try:
-        code = command(options)
-    except ValueError as error:
-        print(f"blip3o {options.command}: {error}", file=sys.stderr)
+        return command() or 0
+    except (ValueError, ImportError) as error:
+        hint = " (set JSONARGPARSE_DEBUG=1 to see where)" if name in LIGHTNING else ""
+        print(f"blip3o {name}: {error}{hint}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"blip3o {options.command}: {error}", file=sys.stderr)
+        print(f"blip3o {name}: {error}", file=sys.stderr)
         return 1
-    return code or 0
+
+
+def _lightning(args: list[str]) -> None:
+    from blip3o.training.cli import run
+
+    run(args)
 
 
 def build_parser() -> argparse.ArgumentParser:

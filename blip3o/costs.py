@@ -22,11 +22,13 @@ class ImageCost:
     """Floating-point operations (a multiply and an add are two) that one image takes.
 
     Attributes:
+        reading: reference images to tokens and latents; 0 without any.
         ar: decoding with a key-value cache: the prompt, every image token, and the scores of the image ids.
         denoising: all calls of the denoiser, both branches of guidance.
         decoding: latents to pixels.
     """
 
+    reading: int
     ar: int
     denoising: int
     decoding: int
@@ -85,37 +87,51 @@ def image_cost(
     num_inference_steps: int,
     guided: bool = True,
     token_guided: bool = False,
+    num_references: int = 0,
 ) -> ImageCost | None:
     """Work for one image; the AR model's is exact for attention, an estimate for state-space layers.
 
     Args:
         model: on the meta device.
-        prompt_length: tokens before the image's, the scale token included.
+        prompt_length: tokens before the image's, the scale token included, those of reference images not.
         num_inference_steps: calls of the denoiser.
         guided: whether the diffusion head's guidance is on, which doubles every call.
         token_guided: whether the AR model's guidance is on, which doubles its work.
+        num_references: reference images.
 
     Returns:
-        None where a part can not be counted: an AR backbone or a head of another kind than `CausalLM` and `FlowHead`.
+        None where a part can not be counted: an AR backbone or a head of another kind than `CausalLM` and `FlowHead`,
+        or a backbone that reads the references by a tower of its own.
     """
-    if not isinstance(model.ar, CausalLM) or not isinstance(model.diffusion, FlowHead):
+    ar, head, bridge, num_tokens = model.ar, model.diffusion, model.bridge, model.tokenizer.num_tokens()
+    if not isinstance(ar, CausalLM) or not isinstance(head, FlowHead) or (num_references and ar.reads_images):
         return None
-    head, bridge = model.diffusion, model.bridge
     positions = condition_length(bridge, model.tokenizer)
     length = bridge.num_positions(prompt_length) if positions is None else positions
     if length is None:
         return None
+    channels, height, width = head.latent_shape
+    if model.reference_latents is not None:
+        length += num_references * height * width
     with torch.device("meta"):
-        latents = torch.zeros(1, *head.latent_shape)
+        latents = torch.zeros(1, channels, height, width)
+        beside = torch.cat([latents, latents], dim=3) if num_references and head.reference == "width" else latents
         condition = Conditioning(torch.zeros(1, length, head.cond_dim))
-        call = _flops(lambda: head.denoiser(latents, torch.zeros(1), condition))
+        call = _flops(lambda: head.denoiser(beside, torch.zeros(1), condition))
         decoding = _flops(lambda: head.codec.decode_raw(latents))
-    calls = num_inference_steps * (2 if guided else 1)
+        reading = 0
+        if num_references:
+            small, large = (torch.zeros(1, 3, side, side) for side in (model.tokenizer.image_size, head.image_size))
+            reading = _flops(lambda: model.tokenizer.encode(small).ids)
+            if model.reference_latents is not None or head.reference is not None:
+                reading += _flops(lambda: head.codec.encode_raw(large))
+    prompt = prompt_length + num_references * num_tokens
     if bridge.needs_tokens:
-        ar = _decoding_flops(model.ar, prompt_length, model.tokenizer.num_tokens()) * (2 if token_guided else 1)
+        written = _decoding_flops(ar, prompt, num_tokens) * (2 if token_guided else 1)
     else:  # one pass over the prompt, and the queries where there are some
-        ar = _decoding_flops(model.ar, prompt_length + (bridge.num_queries or 0), 0)
-    return ImageCost(ar, calls * call, decoding)
+        written = _decoding_flops(ar, prompt + (bridge.num_queries or 0), 0)
+    calls = num_inference_steps * (2 if guided else 1)
+    return ImageCost(num_references * reading, written, calls * call, decoding)
 
 
 def _decoding_flops(ar: CausalLM, prompt_length: int, num_tokens: int) -> int:

@@ -116,14 +116,15 @@ def print_config_info(path: Path, devices: int = 8) -> None:
     module, trainer = build_on_meta(path)
     if not isinstance(module, TrainingModule):
         raise ValueError(f"config ({path}) trains a {type(module).__name__}; info knows blip3o's training modules.")
+    size = bytes_per_number(trainer)
     console = Console()
     model = getattr(module, "model", None)
+    others = [_part(name, child) for name, child in module.named_children() if child is not model]
     if isinstance(model, Blip3oNext):
-        _print_parts(console, str(path), describe_parts(model))
+        _print_parts(console, str(path), [*describe_parts(model), *(part for part in others if part.num_parameters)])
         _print_image_cost(console, model, getattr(module, "generation_defaults", GenerationDefaults()))
     else:
-        _print_parts(console, str(path), [_part(name, child) for name, child in module.named_children()])
-    size = bytes_per_number(trainer)
+        _print_parts(console, str(path), others)
     memory = training_memory(module.parameters(), state_size(module.build_optimizer()), size)
     _print_memory(console, memory, f"{module.optimization.name}, {size} bytes a number", devices)
     console.print(describe_machine())
@@ -144,27 +145,37 @@ def _counts(parameters: int, trainable: int) -> Iterable[str]:
     return (f"{number:,}" for number in (parameters, trainable, parameters - trainable))
 
 
-def _print_image_cost(console: Console, model: Blip3oNext, defaults: GenerationDefaults) -> None:
-    cost = image_cost(
-        model,
-        prompt_length=PROMPT_LENGTH,
-        num_inference_steps=defaults.num_inference_steps,
-        guided=defaults.guidance_scale != 1,
-        token_guided=defaults.token_guidance_scale != 1,
-    )
-    if cost is None:
+def _print_image_cost(console: Console, model: Blip3oNext, settings: GenerationDefaults) -> None:
+    """Work for an image from text, and for an edit where the model has a way of its own to read references."""
+    head = getattr(model.diffusion, "reference", None)
+    edits = head is not None or model.reference_latents is not None or model.reference_features is not None
+    costs = [
+        image_cost(
+            model,
+            prompt_length=PROMPT_LENGTH,
+            num_inference_steps=settings.num_inference_steps,
+            guided=settings.guidance_scale != 1,
+            token_guided=settings.token_guidance_scale != 1,
+            num_references=references,
+        )
+        for references in ((0, 1) if edits else (0,))
+    ]
+    if any(cost is None for cost in costs):
         console.print("FLOPs of an image: not counted for these parts")
         return
-    table = Table(title=f"one image, {PROMPT_LENGTH} prompt tokens, {defaults.num_inference_steps} denoising steps")
+    table = Table(title=f"FLOPs of an image, {PROMPT_LENGTH} prompt tokens, {settings.num_inference_steps} steps")
     table.add_column("work")
-    table.add_column("FLOPs", justify="right")
-    for name, number in (("AR", cost.ar), ("denoising", cost.denoising), ("decoding", cost.decoding)):
-        table.add_row(name, _scaled(number, 1000, ("", "k", "M", "G", "T", "P")))
+    for name in ("text to image", "edit of one image")[: len(costs)]:
+        table.add_column(name, justify="right")
+    for name in ("reading", "ar", "denoising", "decoding"):
+        numbers = [getattr(cost, name) for cost in costs]
+        if any(numbers):
+            table.add_row(name, *(_scaled(number, 1000, ("", "k", "M", "G", "T", "P")) for number in numbers))
     console.print(table)
 
 
 def _print_memory(console: Console, memory: TrainingMemory, how: str, devices: int) -> None:
-    table = Table(title=f"training with {how}; activations come on top")
+    table = Table(title=f"training with {how}; activations, averages and buffers of communication come on top")
     table.add_column("state")
     table.add_column("bytes", justify="right")
     table.add_column("", justify="right")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from blip3o.ar import CausalLM
 from blip3o.bridge import MLPBridge
@@ -17,10 +19,12 @@ from blip3o.training.base import Optimization
 from blip3o.training.experiment import build_on_meta, bytes_per_number
 from blip3o.training.joint import JointModule
 from blip3o.training.optimization import state_size
+from tests.published import released_pipeline
 from tests.tiny import PLAIN, tiny_model
 
 LAYERS, HIDDEN, MLP, HEADS, KV_HEADS, HEAD_DIM = 2, 32, 48, 2, 1, 16
 CODES, TOKENS, PROMPT = 64, 16, 5
+EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 @pytest.fixture(scope="module")
@@ -137,3 +141,38 @@ def test_experiments_that_do_not_build_are_named(tmp_path: Path) -> None:
     path.write_text("model: {class_path: blip3o.training.joint.JointModule, init_args: {mdoel: 1}}")
     with pytest.raises(ValueError, match=r"(?s)bad\.yaml\) does not build.*mdoel"):
         build_on_meta(path)
+
+
+def test_an_edit_reads_its_reference_and_denoises_on_a_wider_grid() -> None:
+    def costs(reference: str | None, **editing: Any) -> tuple[Any, Any]:
+        with torch.device("meta"):
+            model = released_pipeline(reference=reference, **editing).model
+        return tuple(
+            image_cost(model, prompt_length=PROMPT, num_inference_steps=1, guided=False, num_references=count)
+            for count in (0, 1)
+        )
+
+    text, edit = costs("width")
+    assert (text.reading, text.decoding) == (0, edit.decoding)
+    assert edit.reading > 0
+    # The prompt grows by the 16 tokens of the reference, whose image follows as before.
+    assert edit.ar - text.ar > 2 * 16 * LAYERS * 3 * HIDDEN * MLP
+    assert 1.5 * text.denoising < edit.denoising < 2 * text.denoising  # the condition and the time are read once
+    told_by_tokens = costs(None)
+    assert told_by_tokens[0].denoising == told_by_tokens[1].denoising
+    in_condition = costs(None, reference_latents=MLPBridge)
+    assert in_condition[0].denoising < in_condition[1].denoising < edit.denoising
+
+
+def test_what_a_run_saves_is_described_too_and_plans_are_told_apart(tmp_path: Path) -> None:
+    mini = yaml.safe_load((EXPERIMENTS / "shapes/mini.yaml").read_text())
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(mini | {"optimizer": None, "lr_scheduler": None, "ckpt_path": None}))
+    assert isinstance(build_on_meta(path)[0], JointModule)
+    with pytest.raises(ValueError, match="names no model; it is a plan of `blip3o ablate`"):
+        build_on_meta(EXPERIMENTS / "ablations/quick.yaml")
+
+
+def test_a_bundled_model_named_by_an_experiment_takes_no_memory() -> None:
+    module, _ = build_on_meta(EXPERIMENTS / "shapes/grpo.yaml")
+    assert all(parameter.is_meta for parameter in module.parameters())

@@ -25,6 +25,7 @@ class Optimization:
         adamw_lr: peak learning rate of Muon's AdamW group; `lr` when None.
         muon_dtype: precision of Muon's iterations; `bfloat16` saves time where the processor has it.
         weight_decay: decoupled weight decay.
+        betas: AdamW's decay rates of its moments, each in [0, 1).
         schedule: shape of the decay.
         warmup_steps: steps of linear warm-up.
         min_ratio: share of the learning rate that is left at the end.
@@ -39,6 +40,7 @@ class Optimization:
     adamw_lr: float | None = None
     muon_dtype: MuonDtype = "float32"
     weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.95)
     schedule: Schedule = "cosine"
     warmup_steps: int = 50
     min_ratio: float = 0.0
@@ -52,6 +54,8 @@ class Optimization:
         for name in ("lr", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} ({getattr(self, name)}) must be at least 0.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas ({self.betas}) must lie in [0, 1).")
         for name in ("min_ratio", "decay_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} ({getattr(self, name)}) must lie in [0, 1].")
@@ -96,6 +100,7 @@ class TrainingModule(LightningModule):
             adamw_lr=o.adamw_lr,
             muon_dtype=o.muon_dtype,
             weight_decay=o.weight_decay,
+            betas=o.betas,
         )
 
     def configure_optimizers(self) -> Any:

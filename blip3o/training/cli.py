@@ -27,7 +27,7 @@ class TrainingCLI(LightningCLI):
             self.parser.error(f"ckpt_path ({checkpoint}) is no file; name a checkpoint, or leave it out to start anew.")
         try:
             super().instantiate_classes()
-        except (ValueError, OSError, MisconfigurationException) as error:
+        except (ValueError, OSError, ImportError, MisconfigurationException) as error:
             self.parser.error(str(error), error)
         if self.subcommand == "fit" and self.trainer.max_steps < 1:
             self.parser.error(

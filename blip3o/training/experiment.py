@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning import LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
+
+_OF_A_RUN = ("optimizer", "lr_scheduler", "ckpt_path", "weights_only")
+"""Keys that LightningCLI adds to the configurations that it saves."""
 
 BYTES = {"64": 8, "32": 4, "16": 2, "bf16": 2}
 
@@ -24,20 +29,33 @@ def build_on_meta(path: str | Path) -> tuple[LightningModule, dict[str, Any]]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"config ({path}) is no file; name an experiment, such as experiments/shapes/joint.yaml.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"config ({path}) is no YAML: {_line(error)}") from error
+    if not isinstance(content, dict) or "model" not in content:
+        hint = "; it is a plan of `blip3o ablate`" if isinstance(content, dict) and "axes" in content else ""
+        raise ValueError(f"config ({path}) names no model{hint}; pass an experiment of `blip3o fit`.")
     parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_argument("--seed_everything", type=int)
+    parser.add_argument("--seed_everything", type=int | bool)
     parser.add_lightning_class_args(LightningModule, "model", subclass_mode=True)
     for section in ("data", "trainer"):
         parser.add_argument(f"--{section}", type=dict, default={})
     try:
-        config = parser.parse_string(path.read_text())
-        arguments = config.model.init_args
-        if "weights" in arguments:
-            arguments.weights = None
-        with torch.device("meta"):
-            return parser.instantiate(config).model, dict(config.trainer or {})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # transformers and torch tell of weights that are not there
+            config = parser.parse_object({key: value for key, value in content.items() if key not in _OF_A_RUN})
+            if "weights" in config.model.init_args:
+                config.model.init_args.weights = None
+            with torch.device("meta"):
+                return parser.instantiate(config).model, dict(config.trainer or {})
     except Exception as error:  # jsonargparse and constructors raise many kinds
-        raise ValueError(f"config ({path}) does not build: {error}") from error
+        raise ValueError(f"config ({path}) does not build: {_line(error)}") from error
+
+
+def _line(error: Exception) -> str:
+    """An error's message in one line."""
+    return " ".join(str(error).split())
 
 
 def bytes_per_number(trainer: dict[str, Any]) -> int:

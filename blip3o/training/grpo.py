@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from blip3o.ar.base import ARBackbone
-from blip3o.checkpoints import load_weights
+from blip3o.checkpoints import describe_model, load_weights
 from blip3o.model import Blip3oNext
-from blip3o.pipeline import Blip3oPipeline, GenerationDefaults
+from blip3o.pipeline import Blip3oPipeline, GenerationDefaults, find_model
 from blip3o.rewards.base import Reward
 from blip3o.training.base import Optimization
 from blip3o.training.grpo_loss import LossType, ScaleRewards
@@ -98,8 +99,7 @@ class GRPOModule(PolicyModule):
     ) -> None:
         defaults = GenerationDefaults()
         if isinstance(model, str):
-            pipe = Blip3oPipeline.from_pretrained(model)
-            model, defaults = pipe.model, pipe.defaults
+            model, defaults = _open(model)
         if not model.bridge.needs_tokens:
             raise ValueError(
                 f"bridge ({type(model.bridge).__name__}, reads {model.bridge.reads!r}) has the AR model write no image "
@@ -179,3 +179,12 @@ class GRPOModule(PolicyModule):
         """Merges adapters, so that what is exported is a plain model."""
         if self.lora_rank is not None:
             merge_lora(self.model.ar)
+
+
+def _open(name: str) -> tuple[Blip3oNext, GenerationDefaults]:
+    """The model of a bundled name, folder or hub id; on the meta device only its shapes."""
+    if torch.get_default_device().type == "meta":
+        model, generation = describe_model(find_model(name))
+        return model, GenerationDefaults(**generation)
+    pipe = Blip3oPipeline.from_pretrained(name)
+    return pipe.model, pipe.defaults

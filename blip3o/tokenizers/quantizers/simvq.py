@@ -84,7 +84,7 @@ class SimVQ(Quantizer):
 
     def _choose(self, vectors: Tensor, projected: Tensor) -> Tensor:
         """Ids (...) of the codes for vectors (..., dim), compared in float32 also under autocast."""
-        with torch.autocast(vectors.device.type, enabled=False):
+        with torch.autocast("cpu" if vectors.is_meta else vectors.device.type, enabled=False):
             return self._nearest_or_drawn(vectors.float(), projected.float())
 
     def _nearest_or_drawn(self, vectors: Tensor, projected: Tensor) -> Tensor:
