@@ -12,8 +12,9 @@ ARGS ?=
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
-demo: $(STAMP) ## run the bundled model and write runs/demo
+demo: $(STAMP) ## run the bundled model, write runs/demo, and compare two bridges
 	$(BIN)/python -m blip3o.demo --output_dir runs/demo $(ARGS)
+	$(BIN)/blip3o ablate experiments/ablations/quick.yaml --output_dir runs/ablations/quick --jobs 2
 
 test: $(STAMP) ## run the fast tests (ARGS="-m slow" for the slow ones)
 	$(BIN)/python -m pytest $(ARGS)
