@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -46,13 +46,22 @@ def check_keys(argument: str, given: Iterable[str], known: Iterable[str], of: st
         raise ValueError(f"{argument} holds keys that {of} does not know: {', '.join(unknown)}{hint}")
 
 
-def resolve_folder(name_or_path: str | Path, argument: str, others: str = "") -> Path:
+def resolve_folder(
+    name_or_path: str | Path,
+    argument: str,
+    others: str = "",
+    *,
+    wanted: Sequence[str] | None = None,
+    unwanted: Sequence[str] = (),
+) -> Path:
     """The folder at a path, or the local copy of a hub repository.
 
     Args:
         name_or_path: a folder, or a hub id `owner/name`.
         argument: name of the caller's argument, for the message.
         others: what else the caller takes, for the message.
+        wanted: patterns of the files to fetch from the hub, in which `*` also stands for slashes; all when None.
+        unwanted: patterns of files to leave there, though they are wanted.
 
     Raises:
         ValueError: if it is neither.
@@ -65,7 +74,13 @@ def resolve_folder(name_or_path: str | Path, argument: str, others: str = "") ->
         from huggingface_hub import snapshot_download
 
         try:
-            return Path(snapshot_download(str(name_or_path)))
+            return Path(
+                snapshot_download(
+                    str(name_or_path),
+                    allow_patterns=None if wanted is None else list(wanted),
+                    ignore_patterns=list(unwanted) or None,
+                )
+            )
         except Exception as error:
             raise ValueError(
                 f"{argument} ({name_or_path}) is no folder, and the hub gave: {error}; {choice}"

@@ -18,6 +18,9 @@ from blip3o.loading import check_loading_info, resolve_folder
 from blip3o.model import Blip3oNext
 from blip3o.tokenizers.ta_tok import TATok
 
+_FILES = ("*.json", "*.safetensors")
+"""What is fetched of a library's folder at a hub."""
+
 
 def load_weights(model: Blip3oNext, name: str, source: str) -> None:
     """Fills the part at an attribute path, such as `ar` or `diffusion.denoiser`.
@@ -61,8 +64,9 @@ def _folder(source: str) -> Path:
     owner, _, rest = source.partition("/")
     repository, _, subfolder = rest.partition("/")
     if Path(source).is_dir() or not subfolder:
-        return resolve_folder(source, "weights")
-    return resolve_folder(f"{owner}/{repository}", "weights") / subfolder
+        return resolve_folder(source, "weights", wanted=_FILES, unwanted=["*/*"])
+    wanted = [f"{subfolder}/{pattern}" for pattern in _FILES]
+    return resolve_folder(f"{owner}/{repository}", "weights", wanted=wanted) / subfolder
 
 
 def _stored_part(folder: Path, name: str) -> dict[str, Tensor]:
