@@ -16,6 +16,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+_FILES = ("tokenizer.json", "vocab*", "*.model", "*.tiktoken", "tekken.json")
+_WITHOUT_FILES = ("ByT5Tokenizer", "CanineTokenizer", "PerceiverTokenizer")
+
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>")
 
 
@@ -47,13 +50,49 @@ def load_text_tokenizer(source: str | Sequence[str]) -> PreTrainedTokenizerBase:
     """
     if not isinstance(source, str):
         return word_tokenizer(source)
+    if Path(source).is_dir():
+        check_tokenizer_files(Path(source))
     # A config.json of an architecture that transformers does not know, such as the released one, tells it nothing.
     known = {"config": PreTrainedConfig()} if _is_foreign(Path(source) / "config.json") else {}
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False, **known)
     except Exception as error:
-        told = next(iter(str(error).splitlines()), repr(error))
+        told = " ".join(str(error).split()) or repr(error)
         raise ValueError(f"text_tokenizer ({source}) holds no tokenizer that can be read: {told}") from error
+
+
+def save_text_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Writes a text tokenizer so that transformers 4.51, which the released code runs with, reads it as well.
+
+    transformers 5 by itself names classes that 4.51 lacks, and lists what 4.51 takes for a mapping.
+    """
+    tokenizer.save_pretrained(folder, save_jinja_files=False)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    for note in ("backend", "is_local", "local_files_only"):
+        config.pop(note, None)
+    extra = config.pop("extra_special_tokens", None) or []
+    named = config.pop("model_specific_special_tokens", None) or {}
+    config["additional_special_tokens"] = [] if isinstance(extra, dict) else list(extra)
+    config["extra_special_tokens"] = named | (extra if isinstance(extra, dict) else {})
+    if config.get("tokenizer_class") in (None, "TokenizersBackend"):
+        config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def check_tokenizer_files(folder: Path) -> None:
+    """Raises a ValueError where a folder has no vocabulary, in whose place transformers may take an empty one."""
+    if any(any(folder.glob(pattern)) for pattern in _FILES):
+        return
+    settings = folder / "tokenizer_config.json"
+    try:
+        named = str(json.loads(settings.read_text())["tokenizer_class"]) if settings.is_file() else ""
+    except (ValueError, KeyError, TypeError):
+        named = ""
+    if named.removesuffix("Fast") not in _WITHOUT_FILES:
+        raise ValueError(
+            f"text_tokenizer ({folder}) holds no tokenizer: tokenizer.json is missing; copy or download it again."
+        )
 
 
 def _is_foreign(config: Path) -> bool:
