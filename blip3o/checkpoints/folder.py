@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import pkgutil
 import shutil
 import tempfile
@@ -16,13 +17,16 @@ import torch
 import yaml
 
 from blip3o.bridge.base import Bridge
-from blip3o.checkpoints.tensors import check_part, load_part, save_part
+from blip3o.checkpoints.tensors import check_part, load_part, permit, save_part
 from blip3o.model import Blip3oNext
 from blip3o.part import Part
 from blip3o.prompts import PromptTemplate
 
 CONFIG_NAME = "config.yaml"
 TEXT_TOKENIZER = "text_tokenizer"
+MODEL_FILES = (CONFIG_NAME, "*.safetensors", f"{TEXT_TOKENIZER}/*")
+"""What is fetched of a model folder at a hub."""
+
 TRUSTED = ("blip3o", "transformers", "diffusers", "timm", "torch")
 
 
@@ -38,7 +42,7 @@ def save_model(
         dtype: of the stored floating tensors; their own when None.
 
     Raises:
-        ValueError: if `folder` is a file, or holds anything that is no part of a saved model.
+        ValueError: if `folder` is a file, can not be made, or holds anything that is no part of a saved model.
     """
     folder = Path(folder)
     check_model_folder(folder)
@@ -59,11 +63,21 @@ def check_model_folder(folder: Path) -> None:
     """Raises a ValueError unless a model can be written to `folder`: nothing, an empty folder, or a model's."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"folder ({folder}) is a file; choose another path.")
+    check_writable(folder, "folder")
     others = sorted(path.name for path in folder.iterdir() if not _is_ours(path)) if folder.exists() else []
     if others:
         raise ValueError(
             f"folder ({folder}) holds {others[0]}, which is no model's; choose an empty folder or a model's."
         )
+
+
+def check_writable(folder: Path, argument: str) -> None:
+    """Raises a ValueError, naming the argument, where `replacing` could not put `folder` into place."""
+    above = next(parent for parent in folder.absolute().parents if os.path.lexists(parent))
+    if not above.is_dir():
+        raise ValueError(f"{argument} ({folder}) lies below {above}, which is no folder; choose another path.")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise ValueError(f"{argument} ({folder}) can not be made: {above} is not writable; choose another path.")
 
 
 def _is_ours(path: Path) -> bool:
@@ -216,7 +230,8 @@ def replacing(folder: Path) -> Iterator[Path]:
     new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         yield new
-        new.chmod(0o755)
+        for path in (new, *new.rglob("*")):
+            permit(path)
         if folder.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
             folder.replace(old / folder.name)

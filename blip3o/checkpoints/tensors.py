@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import stat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,13 +26,20 @@ def read_file(path: Path) -> dict[str, Tensor]:
 
 
 def read_shapes(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file on the meta device: their shapes, without reading their numbers.
+    """The tensors of a safetensors file on the meta device: their shapes and types, without reading their numbers.
 
     Raises:
         ValueError: if the file is missing or damaged.
     """
     with _checked(path), safe_open(path, framework="pt") as file:
-        return {key: torch.empty(file.get_slice(key).get_shape(), device="meta") for key in file.keys()}  # noqa: SIM118
+        return {key: _described(file, key) for key in file.keys()}  # noqa: SIM118
+
+
+def _described(file: Any, key: str) -> Tensor:
+    """A tensor of an open safetensors file on the meta device; of its numbers none, or the only one, is read."""
+    view = file.get_slice(key)
+    shape = view.get_shape()
+    return torch.empty(shape, dtype=(view[0:0] if shape else file.get_tensor(key)).dtype, device="meta")
 
 
 @contextmanager
@@ -52,7 +62,10 @@ def told_pickles(folder: Path) -> str:
 def misfits(
     part: nn.Module | Mapping[str, Tensor], state: Mapping[str, Tensor], told: Callable[[str], str] = str
 ) -> str:
-    """What keeps `state` from filling a part or its tensors, every key named as `told` says it; empty where it fits."""
+    """What keeps `state` from filling a part or its tensors, every key named as `told` says it; empty where it fits.
+
+    Any floating type fills any other, and so do whole numbers; one kind never fills the other.
+    """
     own = part.state_dict() if isinstance(part, nn.Module) else part
     problems = {
         "missing": [told(key) for key in sorted(own.keys() - state.keys())],
@@ -61,6 +74,11 @@ def misfits(
             f"{told(key)} {tuple(state[key].shape)} instead of {tuple(own[key].shape)}"
             for key in sorted(own.keys() & state.keys())
             if own[key].shape != state[key].shape
+        ],
+        "wrong type": [
+            f"{told(key)} {state[key].dtype} instead of {own[key].dtype}"
+            for key in sorted(own.keys() & state.keys())
+            if own[key].is_floating_point() != state[key].is_floating_point()
         ],
     }
     return "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
@@ -73,13 +91,22 @@ def save_part(part: nn.Module, path: Path, dtype: torch.dtype | None = None) -> 
         for key, value in part.state_dict().items()
     }
     save_file(state, path, metadata={"format": "pt"})
+    permit(path)
+
+
+def permit(path: Path) -> None:
+    """Lets others use a file or folder as far as the umask does; safetensors and `mkdtemp` keep theirs to the owner."""
+    umask = os.umask(0o077)  # it can be asked only by setting it
+    os.umask(umask)
+    path.chmod(stat.S_IMODE(path.stat().st_mode) | (0o777 if path.is_dir() else 0o666) & ~umask)
 
 
 def load_part(part: nn.Module, path: Path) -> None:
     """Fills a part from a safetensors file.
 
     Raises:
-        ValueError: if the file is missing or damaged, or keys are missing, unexpected or mis-shaped (all are listed).
+        ValueError: if the file is missing or damaged, or keys are missing, unexpected, mis-shaped or of the wrong type
+            (all are listed).
     """
     state = read_file(path)
     _check_fit(part, state, path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from functools import partial
 from pathlib import Path
@@ -14,7 +16,16 @@ from safetensors.torch import load_file, save_file
 
 import blip3o.checkpoints.folder
 from blip3o.bridge import MLPBridge
-from blip3o.checkpoints import CONFIG_NAME, instantiate, load_model, load_part, save_model, save_part
+from blip3o.checkpoints import (
+    CONFIG_NAME,
+    check_model_folder,
+    instantiate,
+    load_model,
+    load_part,
+    save_model,
+    save_part,
+)
+from blip3o.checkpoints.tensors import check_part
 from blip3o.model import Blip3oNext
 from tests.tiny import PLAIN, generators, perturbed, tiny_ar, tiny_head, tiny_model, tiny_tokenizer
 
@@ -241,6 +252,53 @@ def test_folders_of_something_else_are_not_touched(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a file"):
         save_model(tiny_model(), tmp_path / "thesis.tex")
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("thesis.tex", "years of work")]
+
+
+def test_a_path_that_can_not_be_made_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "notes").write_text("")
+    with pytest.raises(ValueError, match=r"folder \(.*notes/deep/er\) lies below .*/notes, which is no folder"):
+        check_model_folder(tmp_path / "notes/deep/er")
+    asked = []
+
+    def access(path: Path, mode: int) -> bool:  # root may write anywhere
+        asked.append((Path(path), mode))
+        return False
+
+    monkeypatch.setattr("os.access", access)
+    with pytest.raises(ValueError, match=r"deep/er\) can not be made: .* is not writable; choose another path"):
+        check_model_folder(tmp_path / "deep/er")
+    assert asked == [(tmp_path, os.W_OK | os.X_OK)]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize(("umask", "file", "inner"), [(0o022, 0o644, 0o755), (0o027, 0o640, 0o750)])
+def test_others_may_read_a_model_as_far_as_the_umask_lets_them(
+    tmp_path: Path, umask: int, file: int, inner: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        folder = save_model(tiny_model(), tmp_path / "model")
+        save_part(MLPBridge(4, 6), tmp_path / "part.safetensors")
+        assert os.umask(umask) == umask, "saving changed the umask"
+    finally:
+        os.umask(before)
+    for path in (folder, *folder.rglob("*"), tmp_path / "part.safetensors"):
+        assert stat.S_IMODE(path.stat().st_mode) == (inner if path.is_dir() else file), path
+
+
+def test_whole_numbers_never_fill_floating_tensors_nor_the_reverse(tmp_path: Path) -> None:
+    part = torch.nn.BatchNorm1d(3)
+    state = part.state_dict() | {"weight": torch.ones(3, dtype=torch.int64), "num_batches_tracked": torch.tensor(2.0)}
+    save_file({key: value for key, value in state.items() if key != "bias"}, tmp_path / "part.safetensors")
+    told = (
+        r"missing: bias; wrong type: num_batches_tracked torch\.float32 instead of torch\.int64, "
+        r"weight torch\.int64 instead of torch\.float32\.$"
+    )
+    for check in (load_part, check_part):
+        with pytest.raises(ValueError, match=told):
+            check(part, tmp_path / "part.safetensors")
 
 
 def test_an_empty_folder_and_missing_parents_are_filled(tmp_path: Path) -> None:
