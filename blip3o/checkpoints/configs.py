@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -62,12 +64,56 @@ def whole(config: dict[str, Any], key: str, path: Path, default: int | None = No
     return value
 
 
-def built_from(path: Path, build: Callable[[], Built]) -> Built:
-    """What `build` makes of a config file; whatever it raises becomes a ValueError that names the file."""
+def built_from(
+    path: Path,
+    build: Callable[[], Built],
+    config: Mapping[str, Any] | None = None,
+    defaults: Mapping[str, Any] | None = None,
+) -> Built:
+    """What `build` makes of a config file; whatever it raises becomes a ValueError of one line that names the file.
+
+    Args:
+        path: of the file.
+        build: makes something of it.
+        config: what the file says; an error that names none of its keys is told with those that it may mean.
+        defaults: values that the keys have by themselves, by which a value of another type is found.
+    """
     try:
         return build()
     except Exception as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path}: {_told(error, config or {}, defaults or {})}") from error
+
+
+def _told(error: Exception, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str:
+    """An error in one line, with the keys of a config that it names or may mean."""
+    text = " ".join((repr(error) if isinstance(error, KeyError) else str(error) or repr(error)).split())
+    text = re.sub(r"config \(\{.*?\}\) ", "config ", text)  # the file is named instead
+    if any(_holds(text, key) for key in config):
+        return text
+    strange = [key for key, value in config.items() if key in defaults and _is_unlike(value, defaults[key])]
+    if isinstance(error, ZeroDivisionError):
+        strange += [key for key, value in config.items() if type(value) is int and value == 0]
+    meant = [key for key, value in config.items() if any(repr(word) in text for word in _words(value))] or strange
+    return f"{', '.join(f'{key} ({config[key]!r})' for key in meant)}: {text}" if meant else text
+
+
+def _holds(text: str, word: str) -> bool:
+    return re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+
+
+def _words(value: Any) -> list[str]:
+    """The strings within a value of a config."""
+    if isinstance(value, dict | list):
+        return [word for inner in (value.values() if isinstance(value, dict) else value) for word in _words(inner)]
+    return [value] if isinstance(value, str) and value else []
+
+
+def _is_unlike(value: Any, default: Any) -> bool:
+    """Whether a value is no number, whole number or list where the default is one."""
+    for kind, wanted in ((bool, bool), (int, int), (float, int | float), (list | tuple, list | tuple)):
+        if isinstance(default, kind):
+            return not isinstance(value, wanted) or (kind in (int, float) and isinstance(value, bool))
+    return False
 
 
 def check_class(config: dict[str, Any], key: str, known: tuple[str, ...], path: Path) -> None:
@@ -132,6 +178,11 @@ def scheduler_shift(path: Path) -> float:
     if isinstance(shift, bool) or not isinstance(shift, int | float):
         raise ValueError(f"{path}: shift ({shift!r}) must be a number; correct the config.")
     return float(shift)
+
+
+def defaults_of(model: type) -> dict[str, Any]:
+    """The values that the arguments of one of diffusers' models have by themselves."""
+    return {name: argument.default for name, argument in signature(model.__init__).parameters.items()}
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:

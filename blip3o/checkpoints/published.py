@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from transformers import Qwen3Config
 
 from blip3o.ar.causal_lm import CausalLM
 from blip3o.ar.tables import share_tied
+from blip3o.ar.text import check_tokenizer_files
 from blip3o.bridge.idle import IdleBridge
 from blip3o.bridge.mlp import MLPBridge
 from blip3o.checkpoints.configs import (
     built_from,
     check_class,
     check_vocabulary,
+    defaults_of,
     language_config,
     plain,
     read_json,
@@ -23,7 +26,7 @@ from blip3o.checkpoints.configs import (
     whole,
 )
 from blip3o.checkpoints.names import split_by_part, told_of
-from blip3o.checkpoints.ta_tok import VISION, build_ta_tok, find_ta_tok, read_ta_tok
+from blip3o.checkpoints.ta_tok import VISION, VISION_FILES, build_ta_tok, find_ta_tok, read_ta_tok
 from blip3o.checkpoints.tensors import misfits, read_file, told_pickles
 from blip3o.diffusion.codecs import DCAE
 from blip3o.diffusion.flow import FlowHead, Reference
@@ -34,6 +37,13 @@ from blip3o.model import Blip3oNext
 
 if TYPE_CHECKING:
     from blip3o.pipeline import Blip3oPipeline
+
+_CHECKPOINT_FILES = ("*.json", "*.safetensors", "*.txt", "*.jinja")
+_STORED_TWICE = ("*/*.safetensors",)
+"""What is fetched of a checkpoint at a hub, and what of it is not, as all weights lie in its root: never a pickle."""
+
+_FILES = {"diffusion": ("transformer/config.json", "vae/config.json", "scheduler/*"), "vision": VISION_FILES}
+"""What is fetched of the folders beside a checkpoint."""
 
 
 def load_published(
@@ -68,7 +78,7 @@ def load_published(
     """
     from blip3o.pipeline import Blip3oPipeline
 
-    root = resolve_folder(checkpoint, "checkpoint")
+    root = resolve_folder(checkpoint, "checkpoint", wanted=_CHECKPOINT_FILES, unwanted=_STORED_TWICE)
     path = root / "config.json"
     config = read_json(path)
     weights = _weights(root)
@@ -123,7 +133,7 @@ def _beside(root: Path, name: str, given: str | Path | None, default: str | None
         return root / name
     if given is None and not default:
         raise ValueError(f"{root / 'config.json'} names no {name}; pass {name}.")
-    return resolve_folder(given or default or "", name)
+    return resolve_folder(given or default or "", name, wanted=_FILES[name])
 
 
 def _tokenizer_file(
@@ -188,11 +198,14 @@ def _backbone(config: dict[str, Any], root: Path, state: dict[str, Tensor]) -> C
     embeddings = state.get("lm.model.embed_tokens.weight")
     rows = 0 if embeddings is None else len(embeddings)
     arguments = language_config(config, path)
+    check_tokenizer_files(root)
     return built_from(
         path,
         lambda: CausalLM(
             arguments, text_tokenizer=str(root), text_size=start, table_size=rows if rows > last + 1 else None
         ),
+        arguments,
+        {"rope_theta": 1e6, **Qwen3Config().to_dict()},
     )
 
 
@@ -210,9 +223,14 @@ def _head(folder: Path, reference: Reference | None) -> FlowHead:
     check_class(sana, "_class_name", ("SanaTransformer2DModel",), transformer)
     check_class(dcae, "_class_name", ("AutoencoderDC",), vae)
     shift = scheduler_shift(folder / "scheduler/scheduler_config.json")
-    denoiser = built_from(transformer, lambda: Sana(plain(sana)))
-    raw_shift = dcae.pop("shift_factor", None)
-    codec = built_from(vae, lambda: DCAE(plain(dcae), shift_factor=float(raw_shift or 0.0)))
+    denoiser = built_from(transformer, lambda: Sana(plain(sana)), sana, defaults_of(Sana.library))
+    made_of = {key: value for key, value in plain(dcae).items() if key != "shift_factor"}
+    codec = built_from(
+        vae,
+        lambda: DCAE(made_of, shift_factor=float(dcae.get("shift_factor") or 0.0)),
+        dcae,
+        defaults_of(DCAE.library),
+    )
     return built_from(
         folder,
         lambda: FlowHead(

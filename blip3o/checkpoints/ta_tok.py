@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import SiglipVisionConfig
 
 from blip3o.checkpoints.configs import built_from, vision_config, whole
 from blip3o.checkpoints.names import TOKENIZER, to_ours, told_of
@@ -19,6 +20,9 @@ from blip3o.tokenizers.ta_tok import TATok
 
 VISION = "google/siglip2-so400m-patch14-384"
 """The published tokenizer's vision tower."""
+
+VISION_FILES = ("config.json", "preprocessor_config.json")
+"""What is fetched of a vision tower at a hub."""
 
 _FILE = "ta_tok.pth"
 _STAND_INS: list[Callable[..., Any] | tuple[Callable[..., Any], str]] = [(OrderedDict, "easydict.EasyDict")]
@@ -44,7 +48,8 @@ def load_ta_tok(path: str | Path, *, vision: str | Path | None = None) -> TATok:
     """
     path = find_ta_tok(path, "path")
     arguments, state = read_ta_tok(path)
-    config = resolve_folder(vision or arguments.get("teacher") or VISION, "vision") / "config.json"
+    named = vision or arguments.get("teacher") or VISION
+    config = resolve_folder(named, "vision", wanted=VISION_FILES) / "config.json"
     layer, temperature = whole(arguments, "select_layer_id", path, -2), _temperature(arguments, path)
     tokenizer = build_ta_tok(state, config, path, select_layer=layer, temperature=temperature)
     if (size := arguments.get("input_size", tokenizer.image_size)) != tokenizer.image_size:
@@ -57,7 +62,7 @@ def load_ta_tok(path: str | Path, *, vision: str | Path | None = None) -> TATok:
 
 def find_ta_tok(path: str | Path, argument: str) -> Path:
     """The file at a path, or in a folder or hub repository; a ValueError that names the argument where none is."""
-    return Path(path) if Path(path).is_file() else resolve_folder(path, argument, "the file, ") / _FILE
+    return Path(path) if Path(path).is_file() else resolve_folder(path, argument, "the file, ", wanted=[_FILE]) / _FILE
 
 
 def build_ta_tok(
@@ -90,6 +95,8 @@ def build_ta_tok(
             decoder_depth=max(layers, default=-1) + 1,
             temperature=temperature,
         ),
+        config,
+        SiglipVisionConfig().to_dict(),
     )
 
 

@@ -148,6 +148,10 @@ OURS: dict[str, tuple[Harm, str]] = {
         tensors(BRIDGE, lambda s: s.update({GAIN: torch.ones(5)})),
         r"bridge\.safetensors does not fit .*mis-shaped: layers\.3\.weight \(5,\) instead of \(24,\)",
     ),
+    "whole numbers for weights": (
+        tensors(BRIDGE, lambda s: s.update({GAIN: torch.ones(24, dtype=torch.int64)})),
+        r"bridge\.safetensors does not fit .*wrong type: layers\.3\.weight torch\.int64 instead of torch\.float32",
+    ),
     "no text tokenizer": (gone("text_tokenizer"), r"text_tokenizer\)? (is missing|holds no tokenizer)"),
     "broken text tokenizer": (text("text_tokenizer/tokenizer.json", "{"), "text_tokenizer"),
 }
@@ -204,7 +208,7 @@ RELEASED: dict[str, tuple[Harm, str]] = {
         r"vision/config\.json: model_type \('vit'\)",
     ),
     "unknown key": (config(TRANSFORMER, num_layer=3), r"transformer/config\.json: config holds keys .*num_layer"),
-    "wrong type": (config("config.json", hidden_size="wide"), r"released/config\.json: .*hidden_size"),
+    "wrong type": (config("config.json", hidden_size="wide"), r"^\S*released/config\.json: [^\n{]*hidden_size[^\n{]*$"),
     "key that lacks": (
         config("config.json", image_start_tag_id=None),
         r"config\.json: image_start_tag_id \(None\) must",
@@ -219,8 +223,29 @@ RELEASED: dict[str, tuple[Harm, str]] = {
     "no scheduler": (gone("diffusion/scheduler"), r"scheduler_config\.json is missing"),
     "no text tokenizer": (
         lambda folder: [gone(path.name)(folder) for path in folder.glob("tokenizer*")],
-        r"/released/config\.json: text_tokenizer .* holds no tokenizer that can be read",
+        r"^text_tokenizer \(.*/released\) holds no tokenizer: tokenizer\.json is missing; copy or download it again\.$",
     ),
+    "whole numbers for weights": (
+        tensors("model.safetensors", lambda s: s.update({"model.norm.weight": torch.ones(32, dtype=torch.int64)})),
+        r"ar: wrong type: model\.norm\.weight torch\.int64 instead of torch\.float32",
+    ),
+    "unknown activation": (
+        config("config.json", hidden_act="foo"),
+        r"released/config\.json: hidden_act \('foo'\): KeyError\('foo'\)$",
+    ),
+    "heads of none": (
+        config("config.json", num_attention_heads=0),
+        r"config\.json: num_attention_heads \(0\): ",
+    ),
+    "layers in words": (
+        config(TRANSFORMER, num_layers="x"),
+        r"transformer/config\.json: num_layers \('x'\): 'str' object cannot",
+    ),
+    "unknown blocks": (
+        config(VAE, encoder_block_types="foo"),
+        r"vae/config\.json: encoder_block_types \('foo'\): ",
+    ),
+    "factor in words": (config(VAE, shift_factor="x"), r"vae/config\.json: shift_factor \('x'\): could not convert"),
     "text tokenizer with code": (
         lambda folder: (
             config("tokenizer_config.json", auto_map={"AutoTokenizer": ["code.Tokenizer", None]})(folder),
