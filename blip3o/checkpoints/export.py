@@ -10,12 +10,20 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerBase
 
-from blip3o.ar.text import load_text_tokenizer
+from blip3o.ar.text import load_text_tokenizer, save_text_tokenizer
 from blip3o.ar.vocabulary import ImageVocabulary, held_layout
 from blip3o.checkpoints.configs import vocabulary_config
-from blip3o.checkpoints.folder import CONFIG_NAME, TEXT_TOKENIZER, build_model, read_config, replacing
+from blip3o.checkpoints.folder import (
+    CONFIG_NAME,
+    MODEL_FILES,
+    TEXT_TOKENIZER,
+    build_model,
+    check_writable,
+    read_config,
+    replacing,
+)
 from blip3o.checkpoints.names import RENAMED, to_theirs
 from blip3o.checkpoints.tensors import misfits, read_file
 from blip3o.diffusion.flow import PUBLISHED_SHIFT
@@ -46,9 +54,10 @@ _FACTORS = {"codec.scaling_factor": "scaling_factor", "codec.shift_factor": "shi
 def export_published(model: str | Path, out: str | Path) -> Path:
     """Writes a model folder as a checkpoint of the released code: weights as they are stored, bit for bit.
 
-    The folder holds config.json, model.safetensors and the text tokenizer, and what the released code fetches from a
-    hub: `diffusion/` with transformer, vae and scheduler, and `vision/` with the config of the tower. A tied head is
-    stored once, as input embeddings.
+    The folder holds config.json, generation_config.json, model.safetensors and the text tokenizer, and what the
+    released code fetches from a hub: `diffusion/` with transformer, vae and scheduler, and `vision/` with the config of
+    the tower. A tied head is stored once, as input embeddings. SANA's and DC-AE's weights stand twice, in
+    model.safetensors and, for diffusers, under `diffusion/` (about 1.9 billion parameters at the published size).
 
     Args:
         model: folder that `save_pretrained` or `blip3o convert` wrote, or a hub id of one.
@@ -56,11 +65,14 @@ def export_published(model: str | Path, out: str | Path) -> Path:
 
     Raises:
         ValueError: if the folder is damaged, a part is none of the published classes, the wording is another, or `out`
-            holds anything; nothing has been written then.
+            holds anything, lies in the model folder or can not be made; nothing has been written then.
     """
-    source, out = resolve_folder(model, "model"), Path(out)
+    source, out = resolve_folder(model, "model", wanted=MODEL_FILES), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"out ({out}) exists and is no empty folder; name another.")
+    if out.resolve().is_relative_to(source.resolve()):
+        raise ValueError(f"out ({out}) lies in the model folder ({source}); name a folder outside of it.")
+    check_writable(out, "out")
     parts = _parts(source)
     head, language = parts["diffusion"]["init_args"], _language(parts, source / CONFIG_NAME)
     tensors: dict[str, Tensor] = {}
@@ -78,9 +90,11 @@ def export_published(model: str | Path, out: str | Path) -> Path:
     factors = {name: value for name, value in factors.items() if name == "scaling_factor" or value != 0.0}
     with replacing(out) as new:
         save_file(tensors, new / "model.safetensors", metadata={"format": "pt"})
-        vocabulary = _write_text_tokenizer(source, parts, new)
+        text_tokenizer, vocabulary = _with_image_tokens(source, parts)
+        save_text_tokenizer(text_tokenizer, new)
+        _write_json(new / "generation_config.json", _generation(language, text_tokenizer))
         folder = new / "diffusion"
-        config = language | _config(parts, vocabulary)
+        config = language | _config(parts, vocabulary) | _notes(language, text_tokenizer, tensors)
         _write_json(new / "config.json", config | {"diffusion_name_or_path": str(out.absolute() / "diffusion")})
         denoiser, vae = (head[name]["init_args"]["config"] for name in ("denoiser", "codec"))
         _write_diffusers(folder / "transformer", "SanaTransformer2DModel", denoiser, tensors, "model.sana.")
@@ -143,8 +157,10 @@ def _checked_parts(source: Path) -> dict[str, dict[str, Any]]:
     return parts
 
 
-def _write_text_tokenizer(source: Path, parts: dict[str, dict[str, Any]], new: Path) -> ImageVocabulary:
-    """Writes the text tokenizer, the image tokens added where it lacks them; returns the ids."""
+def _with_image_tokens(
+    source: Path, parts: dict[str, dict[str, Any]]
+) -> tuple[PreTrainedTokenizerBase, ImageVocabulary]:
+    """The text tokenizer, the image tokens added where it lacks them, and the ids."""
     text_tokenizer = load_text_tokenizer(str(source / TEXT_TOKENIZER))
     held = held_layout(text_tokenizer)
     text_size = parts["ar"]["init_args"].get("text_size") or len(text_tokenizer)
@@ -152,8 +168,27 @@ def _write_text_tokenizer(source: Path, parts: dict[str, dict[str, Any]], new: P
     vocabulary = ImageVocabulary(text_size, codes) if held is None else ImageVocabulary(held[0], codes, held[1])
     if len(text_tokenizer) == vocabulary.text_size:
         text_tokenizer.add_tokens(vocabulary.names(), special_tokens=True)
-    text_tokenizer.save_pretrained(new)
-    return vocabulary
+    return text_tokenizer, vocabulary
+
+
+def _generation(language: dict[str, Any], text_tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """What generation_config.json says: the ids that end and pad a sequence."""
+    keys = ("bos_token_id", "eos_token_id", "pad_token_id")
+    told = {key: language[key] for key in keys if language.get(key) is not None}
+    beside = {key: getattr(text_tokenizer, key) for key in keys[1:]}
+    return {key: value for key, value in beside.items() if value is not None} | told
+
+
+def _notes(
+    language: dict[str, Any], text_tokenizer: PreTrainedTokenizerBase, tensors: dict[str, Tensor]
+) -> dict[str, Any]:
+    """The keys of config.json that tell how the weights are stored and what the released training was given."""
+    longest = [text_tokenizer.model_max_length, language.get("max_position_embeddings")]
+    return {
+        "torch_dtype": str(tensors["model.embed_tokens.weight"].dtype).removeprefix("torch."),
+        "tokenizer_padding_side": "right",  # of training; generation pads left by itself
+        "tokenizer_model_max_length": min(int(length) for length in longest if length),
+    }
 
 
 def _language(parts: dict[str, dict[str, Any]], path: Path) -> dict[str, Any]:
