@@ -182,7 +182,7 @@ def scheduler_shift(path: Path) -> float:
 
 def defaults_of(model: type) -> dict[str, Any]:
     """The values that the arguments of one of diffusers' models have by themselves."""
-    return {name: argument.default for name, argument in signature(model.__init__).parameters.items()}
+    return {name: argument.default for name, argument in signature(model).parameters.items()}
 
 
 def plain(config: dict[str, Any]) -> dict[str, Any]:

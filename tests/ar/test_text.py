@@ -49,3 +49,12 @@ def test_a_list_of_words_is_a_word_tokenizer() -> None:
 def test_words_that_are_none_or_repeated_are_refused(words: list[str]) -> None:
     with pytest.raises(ValueError, match="words"):
         word_tokenizer(words)
+
+
+def test_a_folder_without_a_vocabulary_is_refused_where_transformers_takes_an_empty_one(tmp_path: Path) -> None:
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    with pytest.raises(ValueError, match=r"holds no tokenizer: tokenizer\.json is missing; copy or download it again"):
+        load_text_tokenizer(str(tmp_path))
+    settings.write_text('{"tokenizer_class": "ByT5Tokenizer"}')  # it reads bytes
+    assert load_text_tokenizer(str(tmp_path))("ab")["input_ids"] == [100, 101, 1]
