@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.ar.base import Sampling
-from blip3o.checkpoints import CONFIG_NAME, load_model, save_model
+from blip3o.checkpoints import CONFIG_NAME, MODEL_FILES, load_model, save_model
 from blip3o.diffusion.base import Generators
 from blip3o.loading import resolve_folder
 from blip3o.model import Blip3oNext
@@ -254,7 +254,8 @@ def find_model(name_or_path: str | Path) -> Path:
     bundled = sorted(path.parent.name for path in ASSETS.glob("*/config.yaml"))
     if str(name_or_path) in bundled:
         return ASSETS / str(name_or_path)
-    return resolve_folder(name_or_path, "name_or_path", f"a bundled name ({', '.join(bundled) or 'none is bundled'}), ")
+    others = f"a bundled name ({', '.join(bundled) or 'none is bundled'}), "
+    return resolve_folder(name_or_path, "name_or_path", others, wanted=MODEL_FILES)
 
 
 def check_prompts(prompt: str | Sequence[str]) -> list[str]:

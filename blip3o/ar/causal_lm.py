@@ -5,32 +5,30 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     DynamicCache,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, state_arguments
+from blip3o.ar.configs import resolve_config, without_notes
 from blip3o.ar.decoding import draw
 from blip3o.ar.logits import read_logit_shape
 from blip3o.ar.repeats import repeat_rows, without_repeats
 from blip3o.ar.tables import extend_tables, head_of, share_tied, tie_again
 from blip3o.ar.text import load_text_tokenizer
 from blip3o.ar.vocabulary import ImageVocabulary, check_held, held_layout
-from blip3o.loading import check_keys, check_loading_info
+from blip3o.loading import check_loading_info
 from blip3o.structures import AROutput, Generated
-
-_LEGACY_KEYS = ("rope_theta", "rope_scaling")  # read by transformers, though no attributes of every config
 
 
 class CausalLM(ARBackbone):
@@ -66,8 +64,8 @@ class CausalLM(ARBackbone):
         if "model_type" not in config:
             raise ValueError(f"config ({config}) must name a model_type, such as 'qwen3'.")
         self._text_tokenizer_source = text_tokenizer
-        if text_size is not None and torch.get_default_device().type == "meta":  # only shapes are asked for
-            held, most = None, text_size
+        if text_size is not None and _is_remote(text_tokenizer) and torch.get_default_device().type == "meta":
+            held, most = None, text_size  # only shapes are asked for, and these are told
         else:
             held = held_layout(self.text_tokenizer)
             most = len(self.text_tokenizer) if held is None else held[0]
@@ -77,7 +75,7 @@ class CausalLM(ARBackbone):
             raise ValueError(f"text_size ({text_size}) must {told} the text tokenizer.")
         self.table_size = table_size
         self._held_scales = None if held is None else held[1]
-        resolved = _resolve({"vocab_size": self.text_size, **config})
+        resolved = resolve_config({"vocab_size": self.text_size, **config})
         self.lm: PreTrainedModel = self._auto.from_config(resolved, attn_implementation=attention)
         self.vocabulary = None
         self.register_load_state_dict_pre_hook(_share_tied)
@@ -87,7 +85,7 @@ class CausalLM(ARBackbone):
 
     @cached_property
     def text_tokenizer(self) -> PreTrainedTokenizerBase:
-        """Reads prompts. On the meta device, where `text_size` tells the shapes, it is loaded when first asked for."""
+        """Reads prompts. One from the hub is fetched when first asked for, where only shapes were asked for so far."""
         return load_text_tokenizer(self._text_tokenizer_source)
 
     @classmethod
@@ -103,7 +101,7 @@ class CausalLM(ARBackbone):
         )
         check_loading_info(info, name_or_path)
         # The dtype belongs to these weights, not to the architecture: a model is rebuilt and saved in any.
-        config = _without_notes(lm.config.to_diff_dict())
+        config = without_notes(lm.config.to_diff_dict())
         with torch.device("meta"):
             backbone = cls(
                 config=config, text_tokenizer=name_or_path, attention=attention, **cls._stored_beside(name_or_path)
@@ -353,29 +351,8 @@ def _tie_again(backbone: CausalLM, incompatible: Any) -> None:
     tie_again(backbone.lm)
 
 
-def _resolve(values: dict[str, Any]) -> PreTrainedConfig:
-    """A transformers config of `values`, which name its model_type.
-
-    Raises:
-        ValueError: on an unknown model_type or key, or a value of the wrong type.
-    """
-    arguments = dict(values)
-    model_type = arguments.pop("model_type")
-    try:
-        known = AutoConfig.for_model(model_type)
-        for name, part in known.sub_configs.items():  # of a vision-language model, whose text part has the vocabulary
-            if name == "text_config":
-                size = {"vocab_size": arguments.pop("vocab_size")} if "vocab_size" in arguments else {}
-                arguments[name] = size | dict(arguments.get(name) or {})
-            if issubclass(part, PreTrainedConfig):
-                given = arguments.get(name) or {}
-                check_keys(f"config.{name}", given, {*dir(part()), *_LEGACY_KEYS}, f"{model_type} of transformers")
-        check_keys("config", arguments, {*dir(known), *_LEGACY_KEYS}, f"{model_type} of transformers")
-        return AutoConfig.for_model(model_type, **arguments)
-    except ValueError:
-        raise
-    except Exception as error:  # transformers' strict configs raise a type of their own
-        raise ValueError(f"config ({values}) does not suit {model_type}: {error}") from error
+def _is_remote(text_tokenizer: str | list[str]) -> bool:
+    return isinstance(text_tokenizer, str) and not Path(text_tokenizer).is_dir()
 
 
 def _stack_left_padded(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -383,9 +360,3 @@ def _stack_left_padded(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tenso
     width = max(first[0].shape[1], second[0].shape[1])
     ids, masks = ([F.pad(t, (width - t.shape[1], 0)) for t in pair] for pair in zip(first, second, strict=True))
     return torch.cat(ids), torch.cat(masks)
-
-
-def _without_notes(values: dict[str, Any]) -> dict[str, Any]:
-    """A config without the library's own notes, nor the dtype of the weights, at any depth."""
-    kept = {key: value for key, value in values.items() if not key.startswith("_") and key != "dtype"}
-    return {key: _without_notes(value) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -3,6 +3,7 @@
 from blip3o.checkpoints.export import export_published
 from blip3o.checkpoints.folder import (
     CONFIG_NAME,
+    MODEL_FILES,
     check_model_folder,
     describe_model,
     instantiate,
@@ -16,6 +17,7 @@ from blip3o.checkpoints.tensors import load_part, save_part
 
 __all__ = [
     "CONFIG_NAME",
+    "MODEL_FILES",
     "check_model_folder",
     "describe_model",
     "export_published",
