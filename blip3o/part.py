@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 class Part(nn.Module):
@@ -37,6 +38,16 @@ class Part(nn.Module):
         cls.__init__ = recording_init  # type: ignore[method-assign, assignment]
 
     init_args: dict[str, Any]
+
+    def in_own_dtype(self, tensor: Tensor) -> Tensor:
+        """`tensor` in the precision of this part's parameters, where it has any.
+
+        Parts of one model may be stored in several. Under autocast, which casts by itself, nothing is changed.
+        """
+        if torch.is_autocast_enabled(tensor.device.type):
+            return tensor
+        own = next((p.dtype for p in self.parameters() if p.is_floating_point()), tensor.dtype)
+        return tensor.to(own)
 
     def config(self) -> dict[str, Any]:
         """`class_path` and `init_args` of this part and of the parts it was built from, as plain values.

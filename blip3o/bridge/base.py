@@ -90,14 +90,16 @@ class Bridge(Part):
     def fused(self, states: ARStates) -> Tensor:
         """What it transforms, (B, L, in_features): the last hidden states, or the mix of the layers it asks for.
 
+        It is in the bridge's own precision.
+
         Raises:
             ValueError: if it mixes layers and the states hold none.
         """
         if self.layer_mix is None:
-            return states.hidden
+            return self.in_own_dtype(states.hidden)
         if states.layers is None:
             raise ValueError(f"states.layers (None) must hold the layers {self.ar_layers} that this bridge mixes.")
-        return self.layer_mix(states.layers)
+        return self.layer_mix(self.in_own_dtype(states.layers))
 
     def placed(self, x: Tensor) -> Tensor:
         """`x` (B, L, width), with sinusoids of its positions where it reads token features, which carry no place."""

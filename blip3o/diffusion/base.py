@@ -60,7 +60,7 @@ class Codec(Part):
         """Raw latents (B, c, h, w) to images (B, 3, h * f, w * f), about [-1, 1], not clamped."""
 
     def encode(self, images: Tensor) -> Tensor:
-        """Images (B, 3, H, W) in [-1, 1] to normalised latents (B, c, H / f, W / f).
+        """Images (B, 3, H, W) in [-1, 1] to normalised latents (B, c, H / f, W / f), in the codec's own precision.
 
         Raises:
             ValueError: if the sides are no multiple of the spatial factor.
@@ -70,16 +70,17 @@ class Codec(Part):
                 f"images has shape {tuple(images.shape)}; the codec takes (B, 3, H, W) with H and W multiples of "
                 f"{self.spatial_factor}."
             )
-        return (self.encode_raw(images) - self.shift_factor) * self.scaling_factor
+        return (self.encode_raw(self.in_own_dtype(images)) - self.shift_factor) * self.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents (B, c, h, w) to images (B, 3, H, W) in [-1, 1]."""
-        return self.decode_raw(latents / self.scaling_factor + self.shift_factor).clamp(-1, 1)
+        raw = self.in_own_dtype(latents) / self.scaling_factor + self.shift_factor
+        return self.decode_raw(raw).clamp(-1, 1)
 
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
         """Sets both factors so that the latents of `images` (B, 3, H, W) have zero mean and unit variance."""
-        self.follow(self.encode_raw(images))
+        self.follow(self.encode_raw(self.in_own_dtype(images)))
 
     @torch.no_grad()
     def follow(self, raw: Tensor, share: float = 1.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -154,7 +155,7 @@ class FlowHead(DiffusionHead):
             raise ValueError(f"num_inference_steps ({num_inference_steps}) must be at least 1.")
         beside = self._reference_latents(references)
         guide = Guidance(partial(self._predict, reference_latents=beside), conditioning, negative, guidance_scale)
-        embeds = conditioning.embeds
+        embeds = self.denoiser.in_own_dtype(conditioning.embeds)
         shape = (len(embeds), *self.latent_shape)
         if latents is None:
             latents = _noise(shape, generator, embeds)
@@ -186,7 +187,12 @@ class FlowHead(DiffusionHead):
     def _predict(
         self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, reference_latents: Tensor | None
     ) -> Tensor:
-        """The denoiser's prediction (B, c, h, w), the reference's latents joined to the noisy ones."""
+        """The denoiser's prediction (B, c, h, w), the reference's latents joined to the noisy ones.
+
+        It is given latents and condition in its own precision, and noise levels as they are.
+        """
+        latents = self.denoiser.in_own_dtype(latents)
+        conditioning = replace(conditioning, embeds=self.denoiser.in_own_dtype(conditioning.embeds))
         if reference_latents is None:
             return self.denoiser(latents, sigma, conditioning)
         # Guidance doubles the rows; both branches see the reference.
@@ -194,7 +200,8 @@ class FlowHead(DiffusionHead):
         if self.reference == "width":
             return self.denoiser(torch.cat([latents, beside], dim=3), sigma, conditioning)[..., : latents.shape[3]]
         assert self.reference_proj is not None
-        return self.denoiser(self.reference_proj(torch.cat([latents, beside], dim=1)), sigma, conditioning)
+        joined = self.reference_proj(torch.cat([latents, beside], dim=1).to(self.reference_proj.weight.dtype))
+        return self.denoiser(self.denoiser.in_own_dtype(joined), sigma, conditioning)
 
 
 def _noise(shape: tuple[int, ...] | torch.Size, generator: Generators, like: Tensor) -> Tensor:
