@@ -13,6 +13,7 @@ from blip3o.checkpoints import describe_model, load_weights
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline, GenerationDefaults, find_model
 from blip3o.rewards.base import Reward
+from blip3o.training.averaging import EMA
 from blip3o.training.base import Optimization
 from blip3o.training.grpo_loss import LossType, ScaleRewards
 from blip3o.training.lora import merge_lora
@@ -65,7 +66,7 @@ class GRPOModule(PolicyModule):
 
     Raises:
         ValueError: if a number is out of range, a name unknown, `weights` do not fit, `trainable` reaches beyond the AR
-            model, or the model writes no image tokens.
+            model, or the model writes no image tokens; when a run starts, if it also averages adapters by `EMA`.
     """
 
     def __init__(
@@ -140,6 +141,16 @@ class GRPOModule(PolicyModule):
         choose_trainable(model, trainable, lora_rank, seed)
         self.reference = Reference(model.ar, lora=lora_rank is not None) if self.beta else None
         self.eval()
+
+    def setup(self, stage: str) -> None:
+        """Refuses a moving average of adapters: they are merged before it would take their place."""
+        averages = any(isinstance(one, EMA) for one in self.trainer.callbacks)
+        if stage == "fit" and self.lora_rank is not None and averages:
+            raise ValueError(
+                f"callbacks lists EMA, which can not average the adapters of lora_rank ({self.lora_rank}), as they are "
+                "merged when training ends; leave EMA out, or leave lora_rank out to train the weights themselves."
+            )
+        super().setup(stage)
 
     def roll_out(self, prompts: list[str], index: Tensor, step: int) -> Rollout:
         """Writes and renders `num_generations` images of every prompt."""

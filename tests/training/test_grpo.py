@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from blip3o import Blip3oPipeline
 from blip3o.pipeline import GenerationDefaults
+from blip3o.training.averaging import EMA
 from blip3o.training.base import Optimization
 from blip3o.training.callbacks import ExportModel
 from blip3o.training.grpo import GRPOModule
@@ -227,6 +228,13 @@ def test_adapters_train_and_are_merged_into_an_ordinary_model(tmp_path: Path) ->
     own, new = (score_tokens(model, CAPTION, ids).log_probs for model in (module.model, again))
     torch.testing.assert_close(own, new)
     assert (own - old).abs().max() > 1e-4
+
+
+def test_a_moving_average_of_adapters_is_refused_before_anything_is_trained() -> None:
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match=r"callbacks lists EMA, .* lora_rank \(2\), .*; leave EMA out, or"):
+        fit(grpo(lora_rank=2), steps=1, callbacks=[EMA(0.5)])
+    assert len(fit(grpo(), steps=1, callbacks=[EMA(0.5)]).steps) == 1
 
 
 def test_a_model_can_be_named_and_brings_its_settings(tiny_folder: Path) -> None:
