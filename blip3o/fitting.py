@@ -19,12 +19,10 @@ def build_bridge(factory: BridgeFactory, tokenizer: ImageTokenizer, ar: ARBackbo
     Raises:
         ValueError: if it does not fit one of them.
     """
-    bridge = factory(ar.hidden_size, diffusion.cond_dim)
+    bridge = _at_its_width(factory, tokenizer, ar, diffusion.cond_dim)
     given, giver = ar.hidden_size, "AR model"
     if bridge.reads == "token_embeds":
         given, giver = tokenizer.feature_dim, "image tokenizer"
-        if bridge.in_features != given:
-            bridge = factory(given, diffusion.cond_dim)
     widths = (bridge.in_features, bridge.out_features)
     if widths != (given, diffusion.cond_dim):
         raise ValueError(
@@ -34,8 +32,15 @@ def build_bridge(factory: BridgeFactory, tokenizer: ImageTokenizer, ar: ARBackbo
     if bridge.ar_layers:
         _check_layers(bridge, ar)
     _check_context(bridge, tokenizer, ar)
+    length = condition_length(bridge, tokenizer)
+    if length == 0:
+        raise ValueError(
+            f"bridge ({type(bridge).__name__}) gives no condition position, so that diffusion "
+            f"({type(diffusion).__name__}) would learn without a condition; use it as reference_latents, and another, "
+            "such as MLPBridge, as the bridge."
+        )
     try:
-        diffusion.check_condition(condition_length(bridge, tokenizer))
+        diffusion.check_condition(length, _condition_grid(bridge, tokenizer))
     except ValueError as error:
         raise ValueError(
             f"bridge ({type(bridge).__name__}, reads {bridge.reads!r}) and diffusion ({type(diffusion).__name__}) do "
@@ -49,6 +54,39 @@ def condition_length(bridge: Bridge, tokenizer: ImageTokenizer) -> int | None:
     tokens = tokenizer.num_tokens()
     states = {"image_tokens": 1 + tokens, "token_embeds": tokens, "queries": bridge.num_queries, "prompt": None}
     return bridge.num_positions(states[bridge.reads])
+
+
+def _condition_grid(bridge: Bridge, tokenizer: ImageTokenizer) -> tuple[int, int] | None:
+    """Rows and columns of the image tokens, where the bridge gives one condition position for each of them."""
+    tokens = tokenizer.num_tokens()
+    keeps = all(bridge.num_positions(count) == count for count in (tokens, tokens + 1))
+    return tokenizer.token_grid() if bridge.needs_tokens and keeps else None
+
+
+def _at_its_width(factory: BridgeFactory, tokenizer: ImageTokenizer, ar: ARBackbone, cond_dim: int) -> Bridge:
+    """The bridge at the width of what it reads, which only the built bridge tells.
+
+    Raises:
+        ValueError: if it can not be built there; the message says whose width it was.
+    """
+    hidden, features = ar.hidden_size, tokenizer.feature_dim
+    first: ValueError | None = None
+    try:
+        bridge = factory(hidden, cond_dim)
+        if bridge.reads != "token_embeds" or bridge.in_features == features:
+            return bridge
+    except ValueError as error:
+        first = error
+    try:
+        bridge = factory(features, cond_dim)
+    except ValueError as error:
+        widths = f"the image tokenizer's feature_dim ({features}), which it has where it reads 'token_embeds'"
+        if first is not None:
+            widths = f"the AR model's hidden_size ({hidden}): {first}; nor with {widths}"
+        raise ValueError(f"the bridge can not be built with {widths}: {error}") from error
+    if first is not None and bridge.reads != "token_embeds":
+        raise ValueError(f"the bridge can not be built with the AR model's hidden_size ({hidden}): {first}") from first
+    return bridge
 
 
 def check_token_head(
@@ -92,7 +130,7 @@ def build_reference_features(factory: BridgeFactory, tokenizer: ImageTokenizer, 
     if tokenizer.continuous_dim is None:
         raise ValueError(
             f"reference_features needs a tokenizer with continuous features, and {type(tokenizer).__name__} has none; "
-            "leave it out, or use TATok."
+            "leave it out, or use TATok, TimmTokenizer or DiffusersVQ."
         )
     bridge = _build_plain("reference_features", factory, tokenizer.continuous_dim, ar.hidden_size)
     count = tokenizer.num_tokens()

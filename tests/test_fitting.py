@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 
-from blip3o.bridge import Bridge, MLPBridge, TransformerBridge
+from blip3o.bridge import Bridge, IdleBridge, MLPBridge, TransformerBridge
 from blip3o.checkpoints import instantiate
 from blip3o.diffusion import TokenDecoderHead
 from blip3o.model import Blip3oNext
+from blip3o.tokenizers import FSQ, ResidualVQ
 from tests.tiny import PLAIN, tiny_ar, tiny_ar_config, tiny_dit, tiny_head, tiny_tokenizer
 from tests.tiny_bridges import PERCEIVER, generated
 
@@ -62,6 +63,37 @@ def test_token_features_of_another_width_than_they_have_are_refused() -> None:
 
     with pytest.raises(ValueError, match="maps 7 to 24 features, but the image tokenizer gives 3"):
         built(Stubborn)
+
+
+def test_a_bridge_over_token_features_need_not_fit_the_ar_models_width() -> None:
+    nine = tiny_tokenizer(FSQ([2] * 9))
+    reading = partial(TransformerBridge, num_heads=3, depth=1, reads="token_embeds")
+    model = Blip3oNext(nine, tiny_ar(), reading, tiny_head(), PLAIN)
+    assert model.bridge.in_features == 9
+    with pytest.raises(ValueError, match=r"AR model's hidden_size \(32\): num_heads \(3\) must divide width \(32\)"):
+        Blip3oNext(nine, tiny_ar(), partial(TransformerBridge, num_heads=3), tiny_head(), PLAIN)
+    with pytest.raises(ValueError, match=r"tokenizer's feature_dim \(9\), .*: num_heads \(8\) must divide width \(9\)"):
+        Blip3oNext(nine, tiny_ar(), partial(TransformerBridge, reads="token_embeds"), tiny_head(), PLAIN)
+    with pytest.raises(ValueError, match=r"hidden_size \(32\): num_heads \(5\) .* nor with .* feature_dim \(9\)"):
+        Blip3oNext(nine, tiny_ar(), partial(TransformerBridge, num_heads=5), tiny_head(), PLAIN)
+
+
+def test_a_bridge_without_positions_is_no_main_bridge() -> None:
+    with pytest.raises(ValueError, match=r"bridge \(IdleBridge\) gives no condition position, .* as reference_latents"):
+        built(IdleBridge)
+    assert built(MLPBridge, reference_latents=IdleBridge).reference_latents is not None
+
+
+@pytest.mark.parametrize("reads", ["image_tokens", "token_embeds"])
+def test_tokens_that_share_cells_are_no_grid_however_many_they_are(reads: Any) -> None:
+    """Four tokens a cell on 4 x 4 cells are 64, as many as an 8 x 8 grid has."""
+    residual = ResidualVQ(num_levels=4, level_size=4, dim=6)
+    bridge = partial(MLPBridge, reads=reads)
+    ar = tiny_ar(max_position_embeddings=128)
+    with pytest.raises(ValueError, match=r"do not fit: .* 4 x 16 image tokens, not the 8 x 8 of cond_grid \(8\)"):
+        Blip3oNext(tiny_tokenizer(residual), ar, bridge, tiny_head(tiny_dit(cond_grid=8)), PLAIN)
+    resampled = partial(PERCEIVER, num_latents=64, reads=reads)
+    Blip3oNext(tiny_tokenizer(residual), ar, resampled, tiny_head(tiny_dit(cond_grid=8)), PLAIN)
 
 
 def test_an_image_too_large_for_the_context_is_no_matter_where_it_is_not_written() -> None:

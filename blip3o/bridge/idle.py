@@ -12,7 +12,8 @@ class IdleBridge(MLPBridge):
     """An `MLPBridge` that adds no position to the condition and does not train.
 
     Released editing checkpoints that read the reference in noise space alone (`only_use_und_image_vae_as_noise`) hold
-    the cross-attention projection all the same; kept here, it is saved and exported with the rest.
+    the cross-attention projection all the same; kept here, it is saved and exported with the rest. It is of use as
+    `reference_latents` alone.
 
     Args:
         in_features: width of the states.
@@ -33,6 +34,10 @@ class IdleBridge(MLPBridge):
     ) -> None:
         super().__init__(in_features, out_features, depth=depth, norm_gain=norm_gain, eps=eps)
         self.requires_grad_(False)
+
+    def num_positions(self, num_states: int | None) -> int:
+        """None, whatever is read."""
+        return 0
 
     def forward(self, states: ARStates) -> Conditioning:
         """No position: embeds (B, 0, out_features)."""

@@ -102,8 +102,21 @@ class Denoiser(Part):
     def cond_dim(self) -> int:
         """Width C of the condition it takes."""
 
-    def check_condition(self, num_positions: int | None) -> None:
-        """Raises a ValueError where it can not take so many condition positions; None stands for any number."""
+    def check_latents(self, channels: int, height: int, width: int) -> None:
+        """Raises a ValueError where it can not take latents (B, channels, height, width)."""
+        if channels != self.latent_channels:
+            raise ValueError(
+                f"the denoiser works on {self.latent_channels} latent channels, but the codec gives {channels}; set "
+                f"the denoiser's to {channels}, or take another codec."
+            )
+
+    def check_condition(self, num_positions: int | None, grid: tuple[int, int] | None = None) -> None:
+        """Raises a ValueError where it can not take such a condition.
+
+        Args:
+            num_positions: of the condition; None stands for any number.
+            grid: rows and columns of the image tokens that the positions are; None where they are something else.
+        """
 
     @abstractmethod
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
@@ -134,8 +147,8 @@ class DiffusionHead(Part):
     def cond_dim(self) -> int:
         """Width C of the condition; a bridge is built with it as its output width."""
 
-    def check_condition(self, num_positions: int | None) -> None:
-        """Raises a ValueError where it can not take so many condition positions; None stands for any number."""
+    def check_condition(self, num_positions: int | None, grid: tuple[int, int] | None = None) -> None:
+        """Raises a ValueError where it can not take such a condition, see `Denoiser.check_condition`."""
 
     image_size: int | None = None
     """Side in pixels of the square images it renders, where it has one size."""

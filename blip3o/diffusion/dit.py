@@ -86,7 +86,19 @@ class DiT(Denoiser):
         """Width of the condition."""
         return self._cond_dim
 
-    def check_condition(self, num_positions: int | None) -> None:
+    def check_latents(self, channels: int, height: int, width: int) -> None:
+        """Raises a ValueError where the latents are of other sides than it was built for."""
+        super().check_latents(channels, height, width)
+        if (height, width) != self.latent_shape[1:]:
+            sides = f"{height} x {width} latents"
+            raise ValueError(
+                f"latent_size ({self.latent_shape[1]}) is not that of {sides}; set it to {height}."
+                if height == width
+                else f"latent_size ({self.latent_shape[1]}) is of squares, not of {sides}; take reference='channels' "
+                "or None, or another denoiser, such as Sana."
+            )
+
+    def check_condition(self, num_positions: int | None, grid: tuple[int, int] | None = None) -> None:
         """Raises a ValueError where the condition is not the grid, with or without the scale token before it."""
         cells = 0 if self.cond_positions is None else len(self.cond_positions)
         if cells and num_positions not in (cells, cells + 1):
@@ -94,6 +106,13 @@ class DiT(Denoiser):
             raise ValueError(
                 f"the condition has {told}, but cond_grid ({self.cond_grid}) needs {cells}, or one more for the scale "
                 "token; set cond_grid to the tokenizer's grid, or to None."
+            )
+        if cells and grid not in (None, (self.cond_grid, self.cond_grid)):
+            assert grid is not None
+            raise ValueError(
+                f"the condition is a grid of {grid[0]} x {grid[1]} image tokens, not the {self.cond_grid} x "
+                f"{self.cond_grid} of cond_grid ({self.cond_grid}), which would give them wrong places; set cond_grid "
+                "to the tokenizer's grid where a cell has one token, or to None."
             )
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:

@@ -36,7 +36,7 @@ class FlowHead(DiffusionHead):
         sampler: steps from noise to latents; when None, Euler's method for flow matching and DDIM for v-prediction.
 
     Raises:
-        ValueError: if denoiser and codec disagree on the latents' channels, the codec does not divide the image,
+        ValueError: if the codec does not divide the image, the denoiser can not take its latents at that size,
             `reference` is unknown, or the sampler does not sample what the objective trains.
     """
 
@@ -51,17 +51,21 @@ class FlowHead(DiffusionHead):
         sampler: Sampler | None = None,
     ) -> None:
         super().__init__()
-        if denoiser.latent_channels != codec.latent_channels:
-            raise ValueError(
-                f"the denoiser works on {denoiser.latent_channels} latent channels, but the codec gives "
-                f"{codec.latent_channels}; set the denoiser's to {codec.latent_channels}."
-            )
         if image_size < 1 or image_size % codec.spatial_factor:
             raise ValueError(
                 f"image_size ({image_size}) must be a multiple of the codec's spatial factor ({codec.spatial_factor})."
             )
         if reference not in (None, "width", "channels"):
             raise ValueError(f"reference ({reference!r}) must be 'width', 'channels' or None.")
+        side = image_size // codec.spatial_factor
+        try:
+            denoiser.check_latents(codec.latent_channels, side, 2 * side if reference == "width" else side)
+        except ValueError as error:
+            beside = "" if reference is None else f" with reference={reference!r}"
+            raise ValueError(
+                f"denoiser ({type(denoiser).__name__}) and codec ({type(codec).__name__}, {codec.spatial_factor} "
+                f"pixels a latent) do not fit at image_size ({image_size}){beside}: {error}"
+            ) from error
         self.denoiser = denoiser
         self.codec = codec
         self.image_size: int = image_size
@@ -80,9 +84,9 @@ class FlowHead(DiffusionHead):
         """Width of the condition: the denoiser's."""
         return self.denoiser.cond_dim
 
-    def check_condition(self, num_positions: int | None) -> None:
+    def check_condition(self, num_positions: int | None, grid: tuple[int, int] | None = None) -> None:
         """The denoiser's."""
-        self.denoiser.check_condition(num_positions)
+        self.denoiser.check_condition(num_positions, grid)
 
     @property
     def latent_channels(self) -> int:

@@ -96,6 +96,16 @@ class DiffusersDenoiser(FromDiffusers, Denoiser):
         """Channels of the latents."""
         return int(self.transformer.config.in_channels)
 
+    def check_latents(self, channels: int, height: int, width: int) -> None:
+        """Raises a ValueError where the channels are others, or the patches do not tile the latents."""
+        super().check_latents(channels, height, width)
+        patch = int(self.transformer.config.patch_size)
+        if height % patch or width % patch:
+            raise ValueError(
+                f"patch_size ({patch}) must divide {height} x {width} latents; change the image size, or patch_size in "
+                "`config`."
+            )
+
 
 class _Loaded(dict[str, Any]):
     """The config of a model that exists already, so that loading does not build its weights a second time."""

@@ -29,13 +29,25 @@ class Lumina2(DiffusersDenoiser):
         """Width of the caption embeddings."""
         return int(self.transformer.config.cap_feat_dim)
 
+    def check_latents(self, channels: int, height: int, width: int) -> None:
+        """Raises a ValueError where there are more patches along a side than positions."""
+        super().check_latents(channels, height, width)
+        sides = [side // self.transformer.config.patch_size for side in (height, width)]
+        self._check_lens(f"{sides[0]} x {sides[1]} patches", [0, *sides])
+
+    def check_condition(self, num_positions: int | None, grid: tuple[int, int] | None = None) -> None:
+        """Raises a ValueError where the condition is longer than the network has positions; one that varies passes."""
+        if num_positions is not None:
+            self._check_lens(f"a condition of {num_positions} positions", [num_positions + 1, 0, 0])
+
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts (B, c, h, w) from noise to image turned round: the velocity noise - x0.
 
         Raises:
             ValueError: if the condition or the latents have more positions than the network has.
         """
-        self._check_positions(latents, conditioning)
+        self.check_latents(*latents.shape[1:])
+        self.check_condition(conditioning.embeds.shape[1])
         embeds, mask = _counted_first(conditioning)
         return -self.transformer(
             hidden_states=latents.contiguous(),
@@ -45,15 +57,13 @@ class Lumina2(DiffusersDenoiser):
             return_dict=False,
         )[0]
 
-    def _check_positions(self, latents: Tensor, conditioning: Conditioning) -> None:
-        config = self.transformer.config
-        sides = [side // config.patch_size for side in latents.shape[2:]]
-        needed = [conditioning.embeds.shape[1] + 1, *sides]
-        if any(need > most for need, most in zip(needed, config.axes_lens, strict=True)):
+    def _check_lens(self, what: str, needed: list[int]) -> None:
+        """Raises a ValueError where `axes_lens` has fewer than the `needed` positions along an axis."""
+        lens = list(self.transformer.config.axes_lens)
+        if any(need > most for need, most in zip(needed, lens, strict=True)):
             raise ValueError(
-                f"axes_lens ({list(config.axes_lens)}) is too small for a condition of {needed[0] - 1} positions and "
-                f"{sides[0]} x {sides[1]} patches; it needs at least {needed}: set it in `config`, or in the "
-                "`overrides` of from_pretrained."
+                f"axes_lens ({lens}) is too small for {what}; it needs at least {list(map(max, needed, lens))}: set it "
+                "in `config`, or in the `overrides` of from_pretrained."
             )
 
 

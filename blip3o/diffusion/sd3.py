@@ -40,6 +40,17 @@ class SD3(DiffusersDenoiser):
         """Width of the prompt embeddings."""
         return int(self.transformer.config.joint_attention_dim)
 
+    def check_latents(self, channels: int, height: int, width: int) -> None:
+        """Raises a ValueError where there are more patches along a side than positions."""
+        super().check_latents(channels, height, width)
+        config = self.transformer.config
+        patches = max(height, width) // config.patch_size
+        if patches > config.pos_embed_max_size:
+            raise ValueError(
+                f"pos_embed_max_size ({config.pos_embed_max_size}) is too small for {height} x {width} latents in "
+                f"patches of {config.patch_size}; set it to at least {patches} in `config`, or take smaller images."
+            )
+
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts (B, c, h, w); SD3 counts time in thousandths of the noise level."""
         embeds, mask = conditioning.embeds, conditioning.mask

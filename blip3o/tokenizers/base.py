@@ -63,7 +63,8 @@ class ImageTokenizer(Part):
             ValueError: if this tokenizer gives none.
         """
         raise ValueError(
-            f"{type(self).__name__} gives no continuous features; use TATok or TimmTokenizer, or the tokens themselves."
+            f"{type(self).__name__} gives no continuous features; use TATok, TimmTokenizer or DiffusersVQ, or the "
+            "tokens themselves."
         )
 
     def num_tokens(self, scale: int = 1) -> int:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from blip3o.diffusion import Denoiser, FlowHead, FlowMatching, PixelCodec
+from blip3o.diffusion import Codec, Denoiser, FlowHead, FlowMatching, PixelCodec
 from blip3o.structures import Conditioning
 from tests.diffusion.contract import DiffusionHeadContract, condition
+from tests.diffusion.test_lumina2 import tiny_lumina2
+from tests.diffusion.test_pixart import tiny_pixart
+from tests.diffusion.test_sd3 import sd3
 from tests.tiny import generators, perturbed, tiny_dcae, tiny_dit, tiny_head, tiny_images, tiny_sana
 
 
@@ -135,8 +140,6 @@ def test_the_loss_on_one_batch_falls_by_half(case: type[DiffusionHeadContract]) 
 
 
 def test_parts_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="48 latent channels, but the codec gives 12"):
-        FlowHead(tiny_dit(), PixelCodec(2), image_size=32)
     for wrong in (0, 30):
         with pytest.raises(ValueError, match=rf"image_size \({wrong}\)"):
             FlowHead(tiny_dit(), PixelCodec(4), image_size=wrong)
@@ -144,6 +147,38 @@ def test_parts_that_do_not_fit_are_refused() -> None:
         FlowMatching(shift=0.0)
     with pytest.raises(ValueError, match="density"):
         FlowMatching(density="normal")  # type: ignore[arg-type]
+
+
+FITTING = r"denoiser \({}\) and codec \(\w+, {} pixels a latent\) do not fit at image_size \({}\){}: .*{}"
+
+
+@pytest.mark.parametrize(
+    ("denoiser", "codec", "size", "reference", "told"),
+    [
+        (tiny_dit, PixelCodec(2), 32, None, "48 latent channels, but the codec gives 12; set"),
+        (tiny_dit, PixelCodec(4), 64, None, r"latent_size \(8\) is not that of 16 x 16 latents; set it to 16"),
+        (tiny_dit, PixelCodec(4), 32, "width", r"latent_size \(8\) is of squares, not of 8 x 16 latents; take"),
+        (tiny_lumina2, tiny_dcae(), 68, None, r"patch_size \(2\) must divide 17 x 17 latents; change"),
+        (tiny_lumina2, tiny_dcae(), 32, "width", None),
+        (tiny_lumina2, tiny_dcae(), 64, "width", r"axes_lens \(\[32, 8, 8\]\) .* 8 x 16 patches; .* \[32, 8, 16\]"),
+        (sd3, tiny_dcae(), 64, None, None),
+        (sd3, tiny_dcae(), 64, "width", r"pos_embed_max_size \(8\) is too small for 16 x 32 .* set it to at least 16"),
+        (tiny_pixart, tiny_dcae(), 36, None, r"patch_size \(2\) must divide 9 x 9 latents; change"),
+        (lambda: tiny_sana(patch_size=2), tiny_dcae(), 36, None, r"patch_size \(2\) must divide 9 x 9 latents"),
+        (tiny_sana, tiny_dcae(), 36, "width", None),
+    ],
+)
+def test_denoisers_that_can_not_take_the_codecs_latents_are_refused(
+    denoiser: Any, codec: Codec, size: int, reference: Any, told: str | None
+) -> None:
+    built = denoiser()
+    if told is None:
+        FlowHead(built, codec, image_size=size, reference=reference)
+        return
+    beside = "" if reference is None else f" with reference='{reference}'"
+    message = FITTING.format(type(built).__name__, codec.spatial_factor, size, beside, told)
+    with pytest.raises(ValueError, match=message):
+        FlowHead(built, codec, image_size=size, reference=reference)
 
 
 def test_the_objective_is_the_published_one_unless_given() -> None:

@@ -10,7 +10,7 @@ import torch
 from blip3o.diffusion import Lumina2
 from blip3o.structures import Conditioning
 from tests.diffusion.contract import DiffusersDenoiserContract, condition
-from tests.tiny import COND_DIM, perturbed, seeded
+from tests.tiny import COND_DIM, perturbed, seeded, tiny_dcae, tiny_head
 
 
 def tiny_lumina2(**config: Any) -> Lumina2:
@@ -74,10 +74,10 @@ def test_more_positions_than_the_network_has_are_refused() -> None:
     denoiser = tiny_lumina2()
     latents, sigma, _ = TestLumina2().inputs(denoiser)
     denoiser(latents, sigma, condition(COND_DIM, positions=31))
-    message = (
-        r"axes_lens \(\[32, 8, 8\]\) is too small for a condition of 32 positions and 4 x 4 patches; .* \[33, 4, 4\]"
-    )
+    message = r"axes_lens \(\[32, 8, 8\]\) is too small for a condition of 32 positions; .* \[33, 8, 8\]"
     with pytest.raises(ValueError, match=message):
         denoiser(latents, sigma, condition(COND_DIM, positions=32))
-    with pytest.raises(ValueError, match=r"16 x 4 patches"):
+    with pytest.raises(ValueError, match=message):
+        tiny_head(denoiser, tiny_dcae()).check_condition(32)
+    with pytest.raises(ValueError, match=r"16 x 4 patches; .* \[32, 16, 8\]"):
         denoiser(torch.zeros(2, 4, 32, 8), sigma, condition(COND_DIM))
