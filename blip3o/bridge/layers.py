@@ -29,6 +29,29 @@ def padding_mask(states: ARStates) -> Tensor | None:
     return None if states.mask is None or len(states.mask) == 0 else ~states.mask
 
 
+def attention_layers(
+    kind: type[nn.TransformerEncoderLayer] | type[nn.TransformerDecoderLayer],
+    depth: int,
+    width: int,
+    num_heads: int,
+    mlp_ratio: float,
+) -> nn.ModuleList:
+    """Torch's layers of one kind, with norms first and without dropout.
+
+    Raises:
+        ValueError: if there is no layer, or the heads do not divide the width.
+    """
+    if depth < 1:
+        raise ValueError(f"depth ({depth}) must be at least 1; MLPBridge is the bridge without attention.")
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads ({num_heads}) must divide width ({width}); set one of them.")
+    hidden = int(mlp_ratio * width)
+    return nn.ModuleList(
+        kind(width, num_heads, hidden, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
+        for _ in range(depth)
+    )
+
+
 class LayerMix(nn.Module):
     """A learned mix of several layers, as ELMo's (arXiv 1802.05365): softmax weights, even at first.
 

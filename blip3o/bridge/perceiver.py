@@ -7,8 +7,7 @@ from einops import repeat
 from torch import nn
 
 from blip3o.bridge.base import Bridge, Reads
-from blip3o.bridge.layers import NORM_GAIN, condition_norm, padding_mask
-from blip3o.bridge.transformer import check_sizes
+from blip3o.bridge.layers import NORM_GAIN, attention_layers, condition_norm, padding_mask
 from blip3o.structures import ARStates, Conditioning
 
 
@@ -54,24 +53,12 @@ class PerceiverBridge(Bridge):
     ) -> None:
         super().__init__(in_features, out_features, reads=reads, num_queries=num_queries, ar_layers=ar_layers)
         width = in_features if width is None else width
-        check_sizes(depth, num_heads, width)
         if num_latents < 1:
             raise ValueError(f"num_latents ({num_latents}) must be at least 1.")
         self.proj_in = nn.Identity() if width == in_features else nn.Linear(in_features, width)
         self.norm_in = nn.LayerNorm(width)
         self.latent_queries = nn.Parameter(torch.randn(num_latents, width))
-        self.blocks = nn.ModuleList(
-            nn.TransformerDecoderLayer(
-                width,
-                num_heads,
-                int(mlp_ratio * width),
-                dropout=0.0,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(depth)
-        )
+        self.blocks = attention_layers(nn.TransformerDecoderLayer, depth, width, num_heads, mlp_ratio)
         self.proj_out = nn.Linear(width, out_features)
         self.norm_out = condition_norm(out_features, norm_gain, eps)
 

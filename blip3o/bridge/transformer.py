@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from blip3o.bridge.base import Bridge, Reads
-from blip3o.bridge.layers import NORM_GAIN, condition_norm, padding_mask
+from blip3o.bridge.layers import NORM_GAIN, attention_layers, condition_norm, padding_mask
 from blip3o.structures import ARStates, Conditioning
 
 
@@ -50,20 +50,8 @@ class TransformerBridge(Bridge):
     ) -> None:
         super().__init__(in_features, out_features, reads=reads, num_queries=num_queries, ar_layers=ar_layers)
         width = in_features if width is None else width
-        check_sizes(depth, num_heads, width)
         self.proj_in = nn.Identity() if width == in_features else nn.Linear(in_features, width)
-        self.blocks = nn.ModuleList(
-            nn.TransformerEncoderLayer(
-                width,
-                num_heads,
-                int(mlp_ratio * width),
-                dropout=0.0,
-                activation="gelu",
-                batch_first=True,
-                norm_first=True,
-            )
-            for _ in range(depth)
-        )
+        self.blocks = attention_layers(nn.TransformerEncoderLayer, depth, width, num_heads, mlp_ratio)
         self.proj_out = nn.Linear(width, out_features)
         self.norm_out = condition_norm(out_features, norm_gain, eps)
 
@@ -74,11 +62,3 @@ class TransformerBridge(Bridge):
         for block in self.blocks:
             x = block(x, src_key_padding_mask=padding)
         return Conditioning(self.norm_out(self.proj_out(x)), states.mask)
-
-
-def check_sizes(depth: int, num_heads: int, width: int) -> None:
-    """Raises a ValueError unless there is a layer and the heads divide the width."""
-    if depth < 1:
-        raise ValueError(f"depth ({depth}) must be at least 1; MLPBridge is the bridge without attention.")
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads ({num_heads}) must divide width ({width}); set one of them.")

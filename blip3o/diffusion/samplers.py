@@ -108,48 +108,50 @@ class FlowMatchHeun(Sampler):
         return scheduler, scheduler.sigmas[:-1]
 
 
-class DPMSolverMultistep(Sampler):
-    """DPM-Solver++ (arXiv 2211.01095) for flow matching and for v-prediction.
-
-    Args:
-        solver_order: 1, 2 or 3; 1 is DDIM.
-
-    Raises:
-        ValueError: if `solver_order` is out of range.
-    """
-
-    objectives = (FlowMatching, VPrediction)
-
-    def __init__(self, *, solver_order: int = 2) -> None:
-        super().__init__()
-        self.solver_order = _checked_order(solver_order)
-
-    def start(self, objective: Objective, num_inference_steps: int, device: torch.device) -> tuple[Scheduler, Tensor]:
-        """Calls the denoiser once a step."""
-        scheduler = DPMSolverMultistepScheduler(solver_order=self.solver_order, **_told(objective))
-        return _multistep(scheduler, objective, num_inference_steps, device)
-
-
-class UniPC(Sampler):
-    """UniPC (arXiv 2302.04867) for flow matching and for v-prediction.
+class Multistep(Sampler):
+    """One of diffusers' multistep solvers, for flow matching and for v-prediction.
 
     Args:
         solver_order: 1, 2 or 3.
 
+    Attributes:
+        scheduler: diffusers' class.
+
     Raises:
         ValueError: if `solver_order` is out of range.
     """
 
     objectives = (FlowMatching, VPrediction)
+    scheduler: ClassVar[Any]
 
     def __init__(self, *, solver_order: int = 2) -> None:
         super().__init__()
-        self.solver_order = _checked_order(solver_order)
+        if solver_order not in (1, 2, 3):
+            raise ValueError(f"solver_order ({solver_order}) must be 1, 2 or 3.")
+        self.solver_order = solver_order
 
     def start(self, objective: Objective, num_inference_steps: int, device: torch.device) -> tuple[Scheduler, Tensor]:
         """Calls the denoiser once a step."""
-        scheduler = UniPCMultistepScheduler(solver_order=self.solver_order, **_told(objective))
-        return _multistep(scheduler, objective, num_inference_steps, device)
+        scheduler = self.scheduler(solver_order=self.solver_order, **_told(objective))
+        scheduler.set_timesteps(num_inference_steps, device=device)
+        # Told where it begins, it does not look the first timestep up, which rounding may have made ambiguous.
+        scheduler.set_begin_index(0)
+        if isinstance(objective, VPrediction):
+            assert torch.equal(scheduler.timesteps.cpu(), _times(objective, num_inference_steps))
+            return scheduler, scheduler.timesteps.float() / objective.num_levels
+        return scheduler, scheduler.sigmas[:-1]
+
+
+class DPMSolverMultistep(Multistep):
+    """DPM-Solver++ (arXiv 2211.01095); of order 1 it is DDIM."""
+
+    scheduler = DPMSolverMultistepScheduler
+
+
+class UniPC(Multistep):
+    """UniPC (arXiv 2302.04867)."""
+
+    scheduler = UniPCMultistepScheduler
 
 
 class DDIM(Sampler):
@@ -193,12 +195,6 @@ def default_sampler(objective: Objective) -> Sampler:
     raise ValueError(f"objective ({type(objective).__name__}) has no default sampler; pass `sampler`.")
 
 
-def _checked_order(solver_order: int) -> int:
-    if solver_order not in (1, 2, 3):
-        raise ValueError(f"solver_order ({solver_order}) must be 1, 2 or 3.")
-    return solver_order
-
-
 def _times(objective: VPrediction, num_inference_steps: int) -> Tensor:
     """The times that a sampler visits, int64, from the last one down: evenly spaced, the clean end left out."""
     last = objective.num_levels - 1
@@ -218,15 +214,3 @@ def _told(objective: Objective) -> dict[str, Any]:
         "use_flow_sigmas": True,
         "flow_shift": objective.shift,
     }
-
-
-def _multistep(
-    scheduler: Scheduler, objective: Objective, num_inference_steps: int, device: torch.device
-) -> tuple[Scheduler, Tensor]:
-    scheduler.set_timesteps(num_inference_steps, device=device)
-    # Told where it begins, it does not look the first timestep up, which rounding may have made ambiguous.
-    scheduler.set_begin_index(0)
-    if isinstance(objective, VPrediction):
-        assert torch.equal(scheduler.timesteps.cpu(), _times(objective, num_inference_steps))
-        return scheduler, scheduler.timesteps.float() / objective.num_levels
-    return scheduler, scheduler.sigmas[:-1]

@@ -30,7 +30,7 @@ class ConvTokenizer(QuantizedTokenizer):
         decoder_depth: blocks after it.
 
     Raises:
-        ValueError: if the patches do not tile the image or its latents.
+        ValueError: if the image has no size, or the patches do not tile it or its latents.
     """
 
     decodes_to = "pixels"
@@ -50,6 +50,8 @@ class ConvTokenizer(QuantizedTokenizer):
         super().__init__()
         latents: Any = codec
         factor = 1 if codec is None else latents.spatial_factor
+        if image_size < 1:
+            raise ValueError(f"image_size ({image_size}) must be at least 1.")
         if patch_size < 1 or image_size % (patch_size * factor):
             raise ValueError(f"patch_size ({patch_size}) must divide image_size ({image_size}) over {factor}.")
         self._image_size = image_size

@@ -13,6 +13,7 @@ from torch import Tensor
 from blip3o.loading import check_keys, check_loading_info
 from blip3o.structures import ImageTokens
 from blip3o.tokenizers.base import TrainableTokenizer
+from blip3o.tokenizers.quantizers.base import check_least
 
 
 class DiffusersVQ(TrainableTokenizer):
@@ -24,7 +25,8 @@ class DiffusersVQ(TrainableTokenizer):
         commitment_weight: weight of the term that pulls vectors to their codes; the term that pulls codes has 1.
 
     Raises:
-        ValueError: if the config holds unknown keys, or its stride does not divide the image size.
+        ValueError: if the config holds unknown keys, its stride does not divide the image size, or the commitment is
+            negative.
     """
 
     decodes_to = "pixels"
@@ -41,6 +43,7 @@ class DiffusersVQ(TrainableTokenizer):
             raise ValueError(
                 f"image_size ({self._image_size}) must be a multiple of {self.stride}, the pixels a code stands for."
             )
+        check_least(0, commitment_weight=commitment_weight)
         self.commitment_weight = commitment_weight
 
     @classmethod

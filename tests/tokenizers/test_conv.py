@@ -124,3 +124,5 @@ def test_the_ids_of_a_cell_lie_side_by_side() -> None:
 def test_patches_that_do_not_tile_the_image_are_refused() -> None:
     with pytest.raises(ValueError, match=r"patch_size \(7\) must divide image_size \(32\) over 1"):
         tiny_tokenizer(patch_size=7)
+    with pytest.raises(ValueError, match=r"image_size \(0\) must be at least 1"):
+        tiny_tokenizer(image_size=0)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from jsonargparse import ArgumentParser
 
-from blip3o.tokenizers import EMAVQ, FSQ, LFQ, ConvTokenizer, Quantizer, ResidualVQ, SimVQ
+from blip3o.tokenizers import EMAVQ, FSQ, LFQ, ConvTokenizer, DiffusersVQ, Quantizer, ResidualVQ, SimVQ
 from tests.tiny import perturbed, rebuilt, seeded, tiny_images, tiny_tokenizer
+from tests.tokenizers.test_ema_vq import merged
 
 
 def build(name: str) -> Quantizer:
@@ -96,7 +99,7 @@ def test_what_codes_merge_to_passes_the_gradient_unchanged(name: str, training: 
     quantizer.train(training)
     vectors = torch.randn(7, 6, generator=torch.Generator().manual_seed(1)).requires_grad_()
     weights = torch.randn(7, 6, generator=torch.Generator().manual_seed(2))
-    (quantizer.merge(quantizer.quantize(vectors)[0]) * weights).sum().backward()
+    (merged(quantizer, quantizer.quantize(vectors)[0]) * weights).sum().backward()
     torch.testing.assert_close(vectors.grad, weights)
 
 
@@ -135,6 +138,12 @@ def test_impossible_sizes_are_refused() -> None:
         for argument, wrong in ((name, 1), ("decay", 1.0), ("revive_below", -1.0)):
             with pytest.raises(ValueError, match=rf"{argument} \({wrong}\)"):
                 quantizer(**{argument: wrong})
+    for any_vq in (SimVQ, EMAVQ, ResidualVQ):
+        with pytest.raises(ValueError, match=r"dim \(0\) must be at least 1"):
+            any_vq(dim=0)
+    for trained in (SimVQ, EMAVQ, ResidualVQ, LFQ, partial(DiffusersVQ, {"sample_size": 32})):
+        with pytest.raises(ValueError, match=r"commitment_weight \(-0\.1\) must be at least 0"):
+            trained(commitment_weight=-0.1)  # type: ignore[operator]
     with pytest.raises(ValueError, match=r"num_levels \(0\)"):
         ResidualVQ(num_levels=0)
     for wrong_bits in (0, 25):

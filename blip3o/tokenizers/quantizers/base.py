@@ -31,15 +31,17 @@ class Quantizer(Part):
     def quantize(self, vectors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Vectors (..., M, dim) to codes (..., M K, dim), ids (..., M K) int64 and a scalar loss.
 
-        The ids of a vector follow one another. Codes carry a straight-through gradient: what `merge` makes of them
-        passes the gradient on to the vectors unchanged.
+        The ids of a vector follow one another, and the sum of their codes is the quantised vector. Codes carry a
+        straight-through gradient: that sum passes the gradient on to the vector unchanged.
         """
 
     @abstractmethod
     def codes(self, ids: Tensor) -> Tensor:
         """Codes (..., dim) of ids (...)."""
 
-    def merge(self, codes: Tensor) -> Tensor:
-        """Quantised vectors (..., M, dim) of codes (..., M K, dim): the sum of the K codes of each."""
-        k = self.tokens_per_vector
-        return codes if k == 1 else codes.unflatten(-2, (-1, k)).sum(-2)
+
+def check_least(least: float, **values: float) -> None:
+    """Raises a ValueError where a value, given by its argument's name, is below `least`."""
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} ({value}) must be at least {least}.")

@@ -12,7 +12,7 @@ from vector_quantize_pytorch.vector_quantize_pytorch import (
     sample_vectors_distributed,
 )
 
-from blip3o.tokenizers.quantizers.base import Quantizer
+from blip3o.tokenizers.quantizers.base import Quantizer, check_least
 
 
 class EMAVQ(Quantizer):
@@ -43,7 +43,8 @@ class EMAVQ(Quantizer):
         revive_below: float = 0.1,
     ) -> None:
         super().__init__()
-        check_codebook("codebook_size", codebook_size, decay, revive_below)
+        check_least(2, codebook_size=codebook_size)
+        check_least(1, dim=dim)
         self.vq = VectorQuantize(
             dim, codebook_size, **averaging(decay=decay, commitment_weight=commitment_weight, revive_below=revive_below)
         )
@@ -73,7 +74,14 @@ class EMAVQ(Quantizer):
 
 
 def averaging(*, decay: float, commitment_weight: float, revive_below: float) -> dict[str, Any]:
-    """Arguments of `VectorQuantize` for moving averages; the gradient is ours, so its rotation trick is off."""
+    """Arguments of `VectorQuantize` for moving averages; the gradient is ours, so its rotation trick is off.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay ({decay}) must lie in [0, 1).")
+    check_least(0, commitment_weight=commitment_weight, revive_below=revive_below)
     return {
         "decay": decay,
         "commitment_weight": commitment_weight,
@@ -81,16 +89,6 @@ def averaging(*, decay: float, commitment_weight: float, revive_below: float) ->
         "rotation_trick": False,
         "sync_codebook": False,
     }
-
-
-def check_codebook(name: str, size: int, decay: float, revive_below: float) -> None:
-    """Raises a ValueError unless the numbers describe a codebook, whose size is argument `name`."""
-    if size < 2:
-        raise ValueError(f"{name} ({size}) must be at least 2.")
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay ({decay}) must lie in [0, 1).")
-    if revive_below < 0:
-        raise ValueError(f"revive_below ({revive_below}) must be at least 0.")
 
 
 def join_processes(vq: VectorQuantize) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from blip3o.tokenizers.quantizers.base import Quantizer
+from blip3o.tokenizers.quantizers.base import Quantizer, check_least
 
 _MOST_BITS = 24
 _SMALLEST = 1e-30  # keeps the logarithm of a share that underflowed finite
@@ -48,7 +48,7 @@ class LFQ(Quantizer):
         temperature: of the soft assignment; BSQ's inverse temperature is 2 / temperature.
 
     Raises:
-        ValueError: if the number of bits is not in 1..24 or the temperature not positive.
+        ValueError: if the number of bits is not in 1..24, the temperature not positive, or the commitment negative.
     """
 
     def __init__(
@@ -66,6 +66,7 @@ class LFQ(Quantizer):
             raise ValueError(f"num_bits ({num_bits}) must lie in 1..{_MOST_BITS}; there are 2**num_bits codes.")
         if temperature <= 0:
             raise ValueError(f"temperature ({temperature}) must be positive.")
+        check_least(0, commitment_weight=commitment_weight)
         self.num_bits = num_bits
         self.spherical = spherical
         self.entropy_weight = entropy_weight

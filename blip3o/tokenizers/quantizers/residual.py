@@ -7,8 +7,8 @@ from einops import rearrange, reduce
 from torch import Tensor
 from vector_quantize_pytorch import ResidualVQ as ResidualLayers
 
-from blip3o.tokenizers.quantizers.base import Quantizer
-from blip3o.tokenizers.quantizers.ema_vq import averaging, check_codebook, join_processes
+from blip3o.tokenizers.quantizers.base import Quantizer, check_least
+from blip3o.tokenizers.quantizers.ema_vq import averaging, join_processes
 
 
 class ResidualVQ(Quantizer):
@@ -45,9 +45,8 @@ class ResidualVQ(Quantizer):
         revive_below: float = 0.1,
     ) -> None:
         super().__init__()
-        if num_levels < 1:
-            raise ValueError(f"num_levels ({num_levels}) must be at least 1.")
-        check_codebook("level_size", level_size, decay, revive_below)
+        check_least(1, num_levels=num_levels, dim=dim)
+        check_least(2, level_size=level_size)
         self.level_size = level_size
         self._dim = dim
         self.vq = ResidualLayers(

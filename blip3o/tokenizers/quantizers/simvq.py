@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from blip3o.tokenizers.quantizers.base import Quantizer
+from blip3o.tokenizers.quantizers.base import Quantizer, check_least
 
 
 class SimVQ(Quantizer):
@@ -24,7 +24,7 @@ class SimVQ(Quantizer):
             dropout is, instead of taking the nearest; needs `normalize`.
 
     Raises:
-        ValueError: if there are fewer than two codes, or the temperature is not positive or lacks `normalize`.
+        ValueError: if there are fewer than two codes, a number is out of range, or the temperature lacks `normalize`.
     """
 
     def __init__(
@@ -37,8 +37,9 @@ class SimVQ(Quantizer):
         temperature: float | None = None,
     ) -> None:
         super().__init__()
-        if codebook_size < 2:
-            raise ValueError(f"codebook_size ({codebook_size}) must be at least 2.")
+        check_least(2, codebook_size=codebook_size)
+        check_least(1, dim=dim)
+        check_least(0, commitment_weight=commitment_weight)
         if temperature is not None and (temperature <= 0 or not normalize):
             raise ValueError(
                 f"temperature ({temperature}) must be positive and needs normalize=True; None takes the nearest code."
