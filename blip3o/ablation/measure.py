@@ -58,12 +58,15 @@ def draw_samples(pipe: Blip3oPipeline, captions: Sequence[str], folder: Path, se
     """Writes `0.png`, `1.png`, ... for captions; returns these names.
 
     Tokens of picture i are drawn with a generator of `seed + i`, and its initial noise with another one, so that all
-    models whose latents have one shape start from the same noise.
+    models whose latents have one shape start from the same noise. A head that reads the tokens themselves has no
+    noise to start from.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shape = pipe(captions[0], num_inference_steps=1, output_type="latent").latents.shape[1:]
     seeds = range(seed, seed + len(captions))
-    noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(one + 2**32)) for one in seeds])
+    noise = None
+    if pipe.model.diffusion.reads == "condition":
+        shape = pipe(captions[0], num_inference_steps=1, output_type="latent").latents.shape[1:]
+        noise = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(one + 2**32)) for one in seeds])
     generators = [torch.Generator().manual_seed(one) for one in seeds]
     images = pipe(list(captions), generator=generators, latents=noise).images
     names = []

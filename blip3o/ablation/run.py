@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, help="folder with run.json")
     parser.add_argument("--parent", type=int, help="process without which this one ends")
     options = parser.parse_args(argv)
-    if options.parent is not None:
-        threading.Thread(target=_watch, args=[options.parent], daemon=True).start()
-    if int(os.environ.get("LOCAL_RANK", 0)):  # a helper of a run on several devices, started by Lightning
+    helper = int(os.environ.get("LOCAL_RANK", 0)) > 0  # of a run on several devices, started by Lightning
+    # Lightning gives a helper its own command line; what started the helper is not the process named there.
+    parent = os.getppid() if helper else options.parent
+    if parent is not None:
+        threading.Thread(target=_watch, args=[parent], daemon=True).start()
+    if helper:
         _fit(options.folder)
         return 0
     # Whoever did this run before and was cut off from its runner may still be about to end.
@@ -80,7 +84,10 @@ def do(folder: Path) -> dict[str, Any]:
         "samples": [],
     }
     if hasattr(module, "generation_defaults"):
-        pipe = Blip3oPipeline(module.model.to(cli.trainer.strategy.root_device), module.generation_defaults)
+        # Quality and speed are those of the same settings.
+        chosen = settings["metrics"].get("shapes", {}).get("init_args", {}).get("settings") or {}
+        defaults = replace(module.generation_defaults, **chosen)
+        pipe = Blip3oPipeline(module.model.to(cli.trainer.strategy.root_device), defaults)
         _judge(pipe, settings, folder, result)
         captions = _captions(cli, settings)
         if captions:
@@ -113,7 +120,7 @@ def _fit(folder: Path) -> tuple[TrainingCLI, Recorder]:
         except Exception as error:  # cut off while it was written: whatever torch makes of that
             print(f"{checkpoint} can not be read ({error}); the run starts anew.", file=sys.stderr)
             checkpoint.unlink()
-    else:
+    elif not int(os.environ.get("LOCAL_RANK", 0)):  # a helper finds the log that the first process has begun
         shutil.rmtree(folder / "log", ignore_errors=True)
     return train(args, [recorder]), recorder
 
