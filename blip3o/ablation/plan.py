@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from blip3o.ablation.merge import override
-from blip3o.ablation.source import Source, Where, read_yaml
+from blip3o.ablation.source import Source, Where, flag, mapping, number, one_of, read_yaml, whole
 from blip3o.shapes.world import TAGS
 
 Design = Literal["grid", "one_factor", "list"]
@@ -20,7 +20,7 @@ KEYS = {
     "overrides": "changes to the base that all runs share",
     "budget": "max_steps and/or minutes of a run",
     "seeds": "seeds of every variant",
-    "reference_seeds": "more seeds of the reference",
+    "reference_seeds": "more seeds of the reference, where `pairing` is false",
     "axes": "what varies: axis, variant, partial configuration",
     "reference": "for each axis the variant to compare with; the first where left out",
     "design": f"one of {', '.join(get_args(Design))}",
@@ -28,8 +28,8 @@ KEYS = {
     "pairing": "whether one seed means the same data order and noise in all variants",
     "evaluation": "the shapes benchmark's num_captions, seed, batch_size, world and settings; null for none",
     "metrics": "more metrics: name, class_path and init_args",
-    "primary": "the score that is compared",
-    "higher_is_better": "of the primary score",
+    "primary": "the score that is compared; another one needs no new training",
+    "higher_is_better": "of the primary score; true where left out, to be given for a loss",
     "equivalence": "whether to test for equivalence",
     "margin": "largest difference of the primary score that counts as none",
     "confidence": "of intervals, and 1 less the level of the tests",
@@ -39,6 +39,12 @@ KEYS = {
     "ray": "options of a task for `--launcher ray`",
 }
 """Everything a plan may say."""
+
+COLUMNS = (
+    *("run", "seed", "state", "primary", "steps", "flops_per_step"),
+    *("git", "machine", "accelerator", "threads", "jobs"),
+)
+"""Columns of `results.csv` that are no axis; all others of these have a slash in their names."""
 
 _BUDGET = ("max_steps", "minutes")
 _EVALUATION: dict[str, Any] = {"num_captions": 120, "seed": 0, "batch_size": 32, "world": None, "settings": {}}
@@ -115,15 +121,19 @@ def read_plan(path: str | Path) -> Plan:
     base_path, base = _base(source, values)
     axes = _axes(source, values["axes"])
     reference = _reference(source, values.get("reference") or {}, axes)
-    design = _one_of(source, values, "design", "one_factor", get_args(Design))
+    design = one_of(source, values, "design", "one_factor", get_args(Design))
     seeds = _seeds(source, values, "seeds", required=True)
     more = _seeds(source, values, "reference_seeds", required=False)
+    pairing = flag(source, values, "pairing", True)
+    if more and pairing:
+        told = "reference_seeds have no partner where runs are paired by seed; leave them out, or `pairing: false`."
+        source.fail(("reference_seeds",), told)
     margin = _margin(source, values)
-    confidence = _number(source, values, "confidence", 0.95)
+    confidence = number(source, values, "confidence", 0.95)
     if not 0.5 <= confidence < 1:
         source.fail(("confidence",), f"confidence ({confidence}) must lie in [0.5, 1); 0.95 is usual.")
     evaluation = _evaluation(source, values)
-    metrics = _metrics(source, values.get("metrics") or {})
+    metrics = _metrics(source, values.get("metrics") or {}, evaluation)
     primary = _primary(source, values.get("primary") or "shapes/overall", evaluation, metrics)
     return Plan(
         source=source,
@@ -135,16 +145,16 @@ def read_plan(path: str | Path) -> Plan:
         seeds=seeds,
         reference_seeds=[*seeds, *(seed for seed in more if seed not in seeds)],
         design=design,  # type: ignore[arg-type]
-        pairing=_flag(source, values, "pairing", True),
+        pairing=pairing,
         evaluation=evaluation,
         metrics=metrics,
         primary=primary,
-        higher_is_better=_flag(source, values, "higher_is_better", True),
+        higher_is_better=flag(source, values, "higher_is_better", True),
         margin=margin,
         confidence=confidence,
-        variance=_one_of(source, values, "variance", "own", get_args(Variance)),  # type: ignore[arg-type]
-        keep_models=_flag(source, values, "keep_models", False),
-        launchers={name: _mapping(source, (name,), values.get(name) or {}) for name in ("slurm", "ray")},
+        variance=one_of(source, values, "variance", "own", get_args(Variance)),  # type: ignore[arg-type]
+        keep_models=flag(source, values, "keep_models", False),
+        launchers={name: mapping(source, (name,), values.get(name) or {}) for name in ("slurm", "ray")},
     )
 
 
@@ -158,11 +168,11 @@ def _base(source: Source, values: dict[str, Any]) -> tuple[Path, dict[str, Any]]
     config = read_yaml(path).values
     if not isinstance(config, dict) or "model" not in config:
         source.fail(("base",), f"base ({name}) is no experiment: it has no model; name a YAML file of `blip3o fit`.")
-    config = override(config, _mapping(source, ("overrides",), values.get("overrides") or {}))
-    budget = _mapping(source, ("budget",), values.get("budget") or {})
+    config = override(config, mapping(source, ("overrides",), values.get("overrides") or {}))
+    budget = mapping(source, ("budget",), values.get("budget") or {})
     source.check_keys(("budget",), budget, _BUDGET)
     for key in budget:
-        if _number(source, budget, key, 1, ("budget",)) <= 0 or (key == "max_steps" and not _whole(budget[key])):
+        if number(source, budget, key, 1, ("budget",)) <= 0 or (key == "max_steps" and not whole(budget[key])):
             source.fail(("budget", key), f"{key} ({budget[key]!r}) must be a positive number; raise it.")
     if "max_steps" in budget:
         config = override(config, {"trainer.max_steps": budget["max_steps"]})
@@ -173,19 +183,21 @@ def _base(source: Source, values: dict[str, Any]) -> tuple[Path, dict[str, Any]]
 
 def _axes(source: Source, axes: Any) -> dict[str, dict[str, dict[str, Any]]]:
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for axis, variants in _mapping(source, ("axes",), axes).items():
+    for axis, variants in mapping(source, ("axes",), axes).items():
         where: Where = ("axes", axis)
-        variants = _mapping(source, where, variants)
+        if str(axis) in COLUMNS or "/" in str(axis):
+            source.fail(where, f"axis {str(axis)!r} would be a column of results.csv twice; give it another name.")
+        variants = mapping(source, where, variants)
         if len(variants) < 2:
             source.fail(where, f"axis {axis!r} has {len(variants)} variants; give at least two to compare.")
         found[str(axis)] = {
-            str(name): _mapping(source, (*where, name), changes or {}) for name, changes in variants.items()
+            str(name): mapping(source, (*where, name), changes or {}) for name, changes in variants.items()
         }
     return found
 
 
 def _reference(source: Source, given: Any, axes: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
-    given = _mapping(source, ("reference",), given)
+    given = mapping(source, ("reference",), given)
     source.check_keys(("reference",), given, axes)
     for axis, variant in given.items():
         if str(variant) not in axes[axis]:
@@ -209,7 +221,7 @@ def _combinations(
             source.fail(("combinations",), "design is list, but combinations lists none; add them.")
         for index, one in enumerate(given):
             where: Where = ("combinations", index)
-            one = _mapping(source, where, one)
+            one = mapping(source, where, one)
             source.check_keys(where, one, axes)
             for axis, name in one.items():
                 if str(name) not in axes[axis]:
@@ -228,7 +240,7 @@ def _seeds(source: Source, values: dict[str, Any], key: str, *, required: bool) 
     if not isinstance(seeds, list):
         source.fail((key,), f"{key} ({seeds!r}) must be a list of whole numbers, such as [0, 1, 2].")
     for index, seed in enumerate(seeds):
-        if not _whole(seed) or not 0 <= seed < 2**32:
+        if not whole(seed) or not 0 <= seed < 2**32:
             source.fail((key, index), f"seed {seed!r} must be a whole number from 0 to 2**32 - 1; change it.")
         if seed in seeds[:index]:
             source.fail((key, index), f"seed {seed} is listed twice; a repeated run says nothing new, so leave one.")
@@ -236,14 +248,14 @@ def _seeds(source: Source, values: dict[str, Any], key: str, *, required: bool) 
 
 
 def _margin(source: Source, values: dict[str, Any]) -> float | None:
-    if not _flag(source, values, "equivalence", True):
+    if not flag(source, values, "equivalence", True):
         if values.get("margin") is not None:
             source.fail(("margin",), "margin is given, but equivalence is false; leave one of them out.")
         return None
     if values.get("margin") is None:
         told = "margin is missing: equivalence is tested against it; add `margin: 0.05`, the largest difference that "
         source.fail(("equivalence",), told + "counts as none, or `equivalence: false`.")
-    margin = _number(source, values, "margin", 0.0)
+    margin = number(source, values, "margin", 0.0)
     if not margin > 0:
         source.fail(("margin",), f"margin ({margin}) must be above 0; no experiment can show a smaller difference.")
     return margin
@@ -252,21 +264,24 @@ def _margin(source: Source, values: dict[str, Any]) -> float | None:
 def _evaluation(source: Source, values: dict[str, Any]) -> dict[str, Any] | None:
     if "evaluation" in values and values["evaluation"] is None:
         return None
-    given = _mapping(source, ("evaluation",), values.get("evaluation", {}))
+    given = mapping(source, ("evaluation",), values.get("evaluation", {}))
     source.check_keys(("evaluation",), given, _EVALUATION)
     for key, least in (("num_captions", 1), ("seed", 0), ("batch_size", 1)):
-        if key in given and (not _whole(given[key]) or given[key] < least):
+        if key in given and (not whole(given[key]) or given[key] < least):
             source.fail(("evaluation", key), f"{key} ({given[key]!r}) must be a whole number of at least {least}.")
-    settings = _mapping(source, ("evaluation", "settings"), given.get("settings") or {})
+    settings = mapping(source, ("evaluation", "settings"), given.get("settings") or {})
     return {**_EVALUATION, **given, "settings": settings}
 
 
-def _metrics(source: Source, given: Any) -> dict[str, dict[str, Any]]:
-    metrics = _mapping(source, ("metrics",), given)
+def _metrics(source: Source, given: Any, evaluation: Any) -> dict[str, dict[str, Any]]:
+    metrics = mapping(source, ("metrics",), given)
     for name, one in metrics.items():
         where: Where = ("metrics", name)
-        one = {"class_path": one} if isinstance(one, str) else _mapping(source, where, one)
+        one = {"class_path": one} if isinstance(one, str) else mapping(source, where, one)
         source.check_keys(where, one, ("class_path", "init_args"))
+        if name in ("train", "val") or (name == "shapes" and evaluation is not None):
+            whose = "the benchmark of `evaluation`" if name == "shapes" else "what training logs"
+            source.fail(where, f"metric {name!r} has the name of {whose}; give it another one.")
         if not one.get("class_path"):
             source.fail(where, f"metric {name!r} has no class_path; name a class.")
         metrics[name] = one
@@ -280,36 +295,13 @@ def _primary(source: Source, primary: Any, evaluation: Any, metrics: Mapping[str
     if primary not in shapes and kind not in (*metrics, "train", "val"):
         known = ", ".join([*shapes, *(f"{name}/..." for name in (*metrics, "train", "val"))])
         source.fail(("primary",), f"primary ({primary}) is no score of this plan; name one of {known}.")
+    if (
+        kind in ("train", "val")
+        and not str(primary).startswith("val/score")
+        and "higher_is_better" not in source.values
+    ):
+        told = (
+            f"primary ({primary}) is a loss or the like; say whether more of it is better: `higher_is_better: false`."
+        )
+        source.fail(("primary",), told)
     return str(primary)
-
-
-def _mapping(source: Source, where: Where, value: Any) -> dict[Any, Any]:
-    if not isinstance(value, dict):
-        name = ".".join(map(str, where))
-        source.fail(where, f"{name} ({value!r}) must be a mapping of names; write `name: ...` below it.")
-    return dict(value)
-
-
-def _number(source: Source, values: dict[str, Any], key: str, default: float, where: Where = ()) -> float:
-    value = values.get(key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        source.fail((*where, key), f"{key} ({value!r}) must be a number; change it.")
-    return float(value)
-
-
-def _flag(source: Source, values: dict[str, Any], key: str, default: bool) -> bool:
-    value = values.get(key, default)
-    if not isinstance(value, bool):
-        source.fail((key,), f"{key} ({value!r}) must be true or false; change it.")
-    return value
-
-
-def _one_of(source: Source, values: dict[str, Any], key: str, default: str, known: tuple[str, ...]) -> str:
-    value = values.get(key, default)
-    if value not in known:
-        source.fail((key,), f"{key} ({value!r}) must be one of {', '.join(known)}; change it.")
-    return str(value)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -1,4 +1,4 @@
-"""YAML with line numbers: plain values, and where each of them stands."""
+"""YAML with line numbers: plain values, where each of them stands, and what is said of those of a wrong kind."""
 
 from __future__ import annotations
 
@@ -106,3 +106,40 @@ def _mark(node: yaml.Node, where: Where, source: Source) -> None:
         for index, item in enumerate(node.value):
             source.lines[(*where, index)] = item.start_mark.line + 1
             _mark(item, (*where, index), source)
+
+
+def mapping(source: Source, where: Where, value: Any) -> dict[Any, Any]:
+    """The value, which must be a mapping."""
+    if not isinstance(value, dict):
+        name = ".".join(map(str, where))
+        source.fail(where, f"{name} ({value!r}) must be a mapping of names; write `name: ...` below it.")
+    return dict(value)
+
+
+def number(source: Source, values: dict[str, Any], key: str, default: float, where: Where = ()) -> float:
+    """The number of a key."""
+    value = values.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        source.fail((*where, key), f"{key} ({value!r}) must be a number; change it.")
+    return float(value)
+
+
+def flag(source: Source, values: dict[str, Any], key: str, default: bool) -> bool:
+    """The yes or no of a key."""
+    value = values.get(key, default)
+    if not isinstance(value, bool):
+        source.fail((key,), f"{key} ({value!r}) must be true or false; change it.")
+    return value
+
+
+def one_of(source: Source, values: dict[str, Any], key: str, default: str, known: tuple[str, ...]) -> str:
+    """The word of a key, one of those known."""
+    value = values.get(key, default)
+    if value not in known:
+        source.fail((key,), f"{key} ({value!r}) must be one of {', '.join(known)}; change it.")
+    return str(value)
+
+
+def whole(value: object) -> bool:
+    """Whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)

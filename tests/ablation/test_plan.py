@@ -21,22 +21,20 @@ def depths(runs: list[Any]) -> list[object]:
 
 
 def test_a_paired_plan_gives_one_seed_to_weights_data_and_noise(tmp_path: Path) -> None:
-    runs = list_runs(read_plan(write_plan(tmp_path, seeds=[3, 4], reference_seeds=[3, 5])))
-    assert [(run.variant, run.seed) for run in runs] == [
-        *[("two", 3), ("one", 3), ("two", 4), ("one", 4)],
-        ("two", 5),
-    ]
-    assert depths(runs) == [None, 1, None, 1, None]
+    runs = list_runs(read_plan(write_plan(tmp_path, seeds=[3, 4])))
+    assert [(run.variant, run.seed) for run in runs] == [("two", 3), ("one", 3), ("two", 4), ("one", 4)]
+    assert depths(runs) == [None, 1, None, 1]
     for run in runs:
         config = run.settings["config"]
         seeds = [config["seed_everything"], config["model"]["init_args"]["seed"], config["data"]["init_args"]["seed"]]
         assert seeds == [run.seed] * 3
-    assert len({run.id for run in runs}) == 5
+    assert len({run.id for run in runs}) == 4
 
 
 def test_an_unpaired_plan_gives_every_run_its_own_seed(tmp_path: Path) -> None:
-    runs = list_runs(read_plan(write_plan(tmp_path, seeds=[3, 4], pairing=False)))
-    assert len({run.settings["config"]["model"]["init_args"]["seed"] for run in runs}) == 4
+    runs = list_runs(read_plan(write_plan(tmp_path, seeds=[3, 4], reference_seeds=[3, 5], pairing=False)))
+    assert [(run.variant, run.seed) for run in runs][4:] == [("two", 5)]
+    assert len({run.settings["config"]["model"]["init_args"]["seed"] for run in runs}) == 5
 
 
 def test_a_changed_plan_has_other_runs(tmp_path: Path) -> None:
@@ -106,6 +104,26 @@ MISTAKES: dict[str, tuple[Change, str, str]] = {
     "odd confidence": (lambda p: p.update(confidence=95), "confidence", "must lie in [0.5, 1)"),
     "no score": (lambda p: p.update(evaluation=None), "base", "primary (shapes/overall) is no score of this plan"),
     "unknown score": (lambda p: p.update(primary="shapes/overal"), "primary", "name one of shapes/overall, shapes/"),
+    "loss without direction": (
+        lambda p: p.update(primary="val/flow"),
+        "primary",
+        "is a loss or the like; say whether more of it is better: `higher_is_better: false`",
+    ),
+    "paired reference seeds": (
+        lambda p: p.update(reference_seeds=[5]),
+        "reference_seeds",
+        "leave them out, or `pairing: false`",
+    ),
+    "axis like a column": (
+        lambda p: p["axes"].update(git={"a": {}, "b": {}}),
+        "git:",
+        "axis 'git' would be a column of results.csv twice",
+    ),
+    "metric like the benchmark": (
+        lambda p: p.update(metrics={"shapes": "my.Metric"}),
+        "shapes: my",
+        "has the name of the benchmark of `evaluation`",
+    ),
     "unknown world": (lambda p: p["evaluation"].update(world="cities"), "world", "cities"),
     "unknown setting": (lambda p: p["evaluation"].update(settings={"guidance": 1}), "guidance", "'guidance'"),
     "metric without class": (lambda p: p.update(metrics={"mine": {}}), "mine", "has no class_path"),
