@@ -9,6 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from blip3o.ablation.check import check_plan
+from blip3o.ablation.compare import primary_score
 from blip3o.ablation.launchers import build_launcher
 from blip3o.ablation.plan import read_plan
 from blip3o.ablation.report import write_report
@@ -31,7 +32,8 @@ def ablate(path: Path, output_dir: Path, *, jobs: int = 1, launcher: str = "loca
         0, or 1 if a run failed.
 
     Raises:
-        ValueError: if anything is wrong with the plan or the arguments; nothing has been trained then.
+        ValueError: if anything is wrong with the plan or the arguments. Nothing has been trained then, unless it is
+            the name of a score that only runs know: that is told after the first one, which stays.
     """
     if jobs < 1:
         raise ValueError(f"jobs ({jobs}) must be at least 1.")
@@ -48,7 +50,14 @@ def ablate(path: Path, output_dir: Path, *, jobs: int = 1, launcher: str = "loca
         try:
             shutil.copyfile(path, output_dir / "plan.yaml")
             with Screen(jobs, console) as screen:
-                tasks = Runner(runs, output_dir, jobs=jobs, launcher=starter, on_change=screen.show).execute()
+                tasks = Runner(
+                    runs,
+                    output_dir,
+                    jobs=jobs,
+                    launcher=starter,
+                    on_change=screen.show,
+                    on_result=lambda result: primary_score(plan, result),  # a wrong name ends this at the first run
+                ).execute()
         finally:
             starter.close()
         comparisons = write_report(plan, tasks, output_dir, _command(path, output_dir, jobs, launcher))

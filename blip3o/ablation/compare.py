@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,10 +89,12 @@ class Contrast:
     pairs: tuple[tuple[Combination, Combination], ...]
 
 
-def gather(done: Sequence[tuple[Run, dict[str, Any]]]) -> Results:
-    """Results by variant and seed."""
+def gather(plan: Plan, done: Sequence[tuple[Run, dict[str, Any]]]) -> Results:
+    """Results by variant and seed, without those of runs that diverged."""
     results: Results = {}
     for run, result in done:
+        if diverged(plan, result):
+            continue
         results.setdefault(run.combination, {})[run.seed] = result
     return results
 
@@ -106,6 +109,11 @@ def primary_score(plan: Plan, result: dict[str, Any]) -> float:
     if plan.primary not in known:
         plan.source.fail(("primary",), f"runs have no score {plan.primary!r}; name one of {', '.join(known)}.")
     return float(known[plan.primary])
+
+
+def diverged(plan: Plan, result: dict[str, Any]) -> bool:
+    """Whether the primary score is no finite number, so that no mean or test could hold it."""
+    return not math.isfinite(primary_score(plan, result))
 
 
 def contrasts(plan: Plan) -> list[Contrast]:

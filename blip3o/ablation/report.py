@@ -9,7 +9,7 @@ from pathlib import Path
 
 from blip3o import __version__
 from blip3o.ablation import words
-from blip3o.ablation.compare import Comparison, Results, compare, gather
+from blip3o.ablation.compare import Comparison, Results, compare, diverged, gather, primary_score
 from blip3o.ablation.files import read_json, write_text
 from blip3o.ablation.plan import Plan
 from blip3o.ablation.plots import draw_plots, label
@@ -27,7 +27,9 @@ CAPTIONS = {
 
 
 def write_report(plan: Plan, tasks: Sequence[Task], root: Path, command: str) -> list[Comparison]:
-    """Writes the three files and `plots/`; returns the comparisons.
+    """Writes the three files, `results.csv` first, and `plots/`; returns the comparisons.
+
+    A run whose primary score is no finite number becomes a failed one: it diverged, and no mean, test or plot holds it.
 
     Args:
         plan: the plan.
@@ -38,11 +40,18 @@ def write_report(plan: Plan, tasks: Sequence[Task], root: Path, command: str) ->
     Raises:
         ValueError: if the runs lack the plan's primary score.
     """
-    done = [(task.run, result) for task in tasks if (result := task.result()) is not None]
-    results = gather(done)
+    write_results(plan, tasks, root / "results.csv")
+    done = []
+    for task in tasks:
+        result = task.result()
+        if result is None:
+            continue
+        done.append((task.run, result))
+        if diverged(plan, result):
+            task.state = "failed"
+    results = gather(plan, done)
     comparisons = compare(plan, results)
     plots = draw_plots(plan, results, root / "plots")
-    write_results(plan, tasks, root / "results.csv")
     write_text(root / "report.md", _markdown(plan, tasks, results, comparisons, plots, command))
     write_text(root / "report.html", _html(plan, tasks, results, comparisons, plots, command, root))
     return comparisons
@@ -59,11 +68,16 @@ def surroundings(results: Results) -> list[str]:
     return [*told, "versions: " + ", ".join(versions)] if runs else []
 
 
-def _failures(tasks: Sequence[Task]) -> list[tuple[str, str]]:
-    """Name and log of every failed run."""
+def _failures(plan: Plan, tasks: Sequence[Task]) -> list[tuple[str, str]]:
+    """Name and log of every failed run; of one that diverged its score."""
     found = []
     for task in tasks:
         if task.state == "failed":
+            if (result := task.result()) is not None and diverged(plan, result):
+                score = primary_score(plan, result)
+                told = f"{plan.primary} is {score} after {result['steps']} steps."
+                found.append((f"{task.run.id} (diverged)", told))
+                continue
             failure = read_json(task.folder / FAILURE) or {"exit_code": "unknown", "log": ""}
             found.append((f"{task.run.id} (exit code {failure['exit_code']})", failure["log"]))
     return found
@@ -90,7 +104,7 @@ def _markdown(
     if rows := words.prompt_rows(comparisons):
         text += ["## Prompt by prompt", table(words.PROMPT_COLUMNS, rows)]
     text += ["## Cost", table(words.cost_columns(results), words.cost_rows(plan, results))]
-    for name, log in _failures(tasks):
+    for name, log in _failures(plan, tasks):
         text += [f"## Failed: {name}", f"```\n{log}\n```"]
     text += ["## Made by", f"```sh\n{command}\n```", "\n".join(f"- {line}" for line in surroundings(results))]
     return "\n\n".join(part for part in text if part) + "\n"
@@ -112,7 +126,12 @@ def _html(
         if plot in plots:
             costs = _table(words.cost_columns(results), words.cost_rows(plan, results)) if plot == "frontiers" else ""
             sections.append(_section(plot, title, _plot(plots[plot], plot) + costs))
-    sections += [_samples(plan, results, root), _prompts(comparisons), _failed(tasks), _made(plan, results, command)]
+    sections += [
+        _samples(plan, results, root),
+        _prompts(comparisons),
+        _failed(plan, tasks),
+        _made(plan, results, command),
+    ]
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -245,8 +264,8 @@ def _prompts(comparisons: Sequence[Comparison]) -> str:
     return _section("prompts", "Prompt by prompt", f"<p>{told}</p>{_table(words.PROMPT_COLUMNS, rows)}")
 
 
-def _failed(tasks: Sequence[Task]) -> str:
-    failures = _failures(tasks)
+def _failed(plan: Plan, tasks: Sequence[Task]) -> str:
+    failures = _failures(plan, tasks)
     body = "".join(f"<h3>{escape(name)}</h3><pre>{escape(log)}</pre>" for name, log in failures)
     return _section("failed", "Failed runs", body) if failures else ""
 

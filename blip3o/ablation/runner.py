@@ -54,6 +54,7 @@ class Runner:
         jobs: runs at a time.
         launcher: where they execute.
         on_change: called after every look, with the tasks.
+        on_result: called with the result of every run that is done; what it raises ends everything.
     """
 
     def __init__(
@@ -64,10 +65,12 @@ class Runner:
         jobs: int,
         launcher: Launcher,
         on_change: Callable[[list[Task]], None] = lambda tasks: None,
+        on_result: Callable[[dict[str, Any]], object] = lambda result: None,
     ) -> None:
         self.jobs = jobs
         self.launcher = launcher
         self.on_change = on_change
+        self.on_result = on_result
         self.tasks = [Task(run, run.folder(root)) for run in runs]
 
     def execute(self) -> list[Task]:
@@ -75,6 +78,7 @@ class Runner:
         for task in self.tasks:
             result = task.result()
             if result is not None:
+                self.on_result(result)
                 task.state, task.share = "done", 1.0
                 task.seconds = result["timings"]["wall_seconds"]
         try:
@@ -117,7 +121,9 @@ class Runner:
         code = task.handle.poll()
         if code is None:
             return
-        if code == 0 and task.result() is not None:
+        result = task.result()
+        if code == 0 and result is not None:
+            self.on_result(result)
             task.state, task.share = "done", 1.0
             return
         task.state = "failed"

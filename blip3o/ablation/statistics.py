@@ -12,7 +12,11 @@ What is computed, for a score y[v, s] of variant v and seed s, and a reference r
   nothing), whose one error variance is estimated from all variants of an axis. Many more degrees of freedom, at the
   price of the assumption that all variants scatter alike.
 - better, worse: a two-sided t-test of no difference. Equivalent: two one-sided t-tests (Schuirmann, 1987) against a
-  margin on either side. Each is corrected by Holm's method over all comparisons of a plan.
+  margin on either side. Each of the two families of tests is corrected by Holm's method over all comparisons of a
+  plan, at the full level 1 - confidence. So the chance of any wrong difference is at most that, and so is the chance
+  of any wrong equivalence; that of any wrong verdict of either kind can reach 2 (1 - confidence).
+- A table's interval has the plan's confidence, 95 % say. Two one-sided tests at 5 % correspond to the 90 % interval
+  instead (and corrected ones to a wider one), so an interval may reach beyond the margin of what is equivalent.
 """
 
 from __future__ import annotations
@@ -177,9 +181,10 @@ def seeds_needed(
     Holm's method. A guess from few seeds is itself rough.
 
     Returns:
-        The number of seeds, more than there are, or None if `most` do not suffice or the spread is unknown.
+        The number of seeds, more than there are, or None if `most` do not suffice, the spread is unknown, or a single
+        seed (whose spread can be that of other variants, if pooled) says too little.
     """
-    if not estimate.testable:
+    if not estimate.testable or estimate.num_seeds < 2:
         return None
     level = (1 - confidence) / num_comparisons
     n = np.arange(2, most + 1)

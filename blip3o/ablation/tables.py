@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ def rows(plan: Plan, tasks: Sequence[Task]) -> list[dict[str, Any]]:
         row["state"] = "done" if result else task.state
         if result:
             row["primary"] = (result["losses"] | result["scores"]).get(plan.primary)
+            if row["primary"] is not None and not math.isfinite(row["primary"]):
+                row["state"] = "diverged"
             row |= result["scores"] | result["losses"]
             row |= {f"parameters/{name}": count for name, count in result["parameters"].items()}
             row |= {"steps": result["steps"], "flops_per_step": result["flops_per_step"]}

@@ -46,9 +46,11 @@ def outlook(one: Comparison) -> str:
     """What an undecided comparison lacks."""
     if one.verdict != "undecided":
         return ""
+    seeds = int(one.estimate.num_seeds)
     if not one.estimate.testable:
-        seeds = int(one.estimate.num_seeds)
         return "one seed shows no spread" if seeds < 2 else "the seeds show no spread to judge by"
+    if seeds < 2:
+        return "one seed is too few to tell how many would decide"
     return f"about {one.seeds_needed} seeds would decide" if one.seeds_needed else "1000 seeds would not decide"
 
 
@@ -160,7 +162,10 @@ def method(plan: Plan) -> list[str]:
     """How the verdicts come about, in sentences."""
     level = f"{plan.confidence:.0%}"
     paired = "Runs of one seed share the order of their data and their noise, so differences are taken seed by seed."
-    alone = "Runs share nothing, so the two sides' scatter adds up (Welch's t-test)."
+    alone = (
+        "Runs share no seed of training, so the two sides' scatter adds up (Welch's t-test); all are scored on the "
+        "same captions with the same noise."
+    )
     own = "Each comparison's error comes from its own seeds."
     pooled = "The error comes from all variants of an axis together, which supposes that they scatter alike over seeds."
     told = [
@@ -174,7 +179,19 @@ def method(plan: Plan) -> list[str]:
             f"Equivalent: two one-sided t-tests show a difference of less than {plan.margin:g} either way; this comes "
             "first, so that a real but negligible difference counts as none."
         )
-    told.append(f"Both are corrected by Holm's method over all comparisons; the {level} intervals are not corrected.")
+    wrong = 1 - plan.confidence
+    if plan.margin is None:
+        told.append(f"The tests are corrected by Holm's method over all comparisons; the {level} intervals are not.")
+    else:
+        told.append(
+            "Either kind of test is corrected by Holm's method over all comparisons, at the full level: the chance of "
+            f"any wrong verdict can reach {wrong:.2g} for differences, as much for equivalences, and {2 * wrong:.2g} "
+            "for both together."
+        )
+        told.append(
+            f"The table's {level} intervals are not corrected, and wider than the {1 - 2 * wrong:.0%} intervals that "
+            "two one-sided tests correspond to: that of an equivalent variant may reach beyond the margin."
+        )
     told.append(
         "The seeds said to be needed are for a power of 80 %, if difference and scatter are those seen here; few seeds "
         "guess both badly."

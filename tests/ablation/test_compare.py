@@ -12,6 +12,7 @@ import pytest
 from blip3o.ablation.compare import Comparison, compare, contrasts
 from blip3o.ablation.plan import Plan, read_plan
 from blip3o.ablation.statistics import paired
+from blip3o.ablation.words import outlook
 from tests.ablation.plans import write_plan
 from tests.ablation.simulated import simulated_results
 
@@ -90,7 +91,17 @@ def test_a_grid_compares_main_effects(tmp_path: Path) -> None:
     assert found.estimate.standard_error == pytest.approx(expected.standard_error)
 
 
+def test_a_variant_with_one_seed_does_not_say_how_many_would_do(tmp_path: Path) -> None:
+    one = plan(tmp_path, variance="pooled", margin=1e-4)
+    results = simulated_results(one, CHANCES, spread=0.1)
+    same = next(c for c in one.combinations if c == (("head", "same"),))
+    results[same] = {0: results[same][0]}
+    found = next(c for c in compare(one, results) if c.variant == "same")
+    assert (found.verdict, found.seeds_needed) == ("undecided", None)
+    assert outlook(found) == "one seed is too few to tell how many would decide"
+
+
 def test_an_unknown_score_is_named_with_its_line(tmp_path: Path) -> None:
-    one = plan(tmp_path, primary="val/flo")
+    one = plan(tmp_path, primary="val/flo", higher_is_better=False)
     with pytest.raises(ValueError, match=r"plan.yaml:\d+: runs have no score 'val/flo'; name one of"):
         compare(one, simulated_results(one, CHANCES))

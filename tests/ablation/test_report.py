@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
+import pytest
+
 from blip3o.ablation.files import write_json
 from blip3o.ablation.plan import read_plan
 from blip3o.ablation.plots import frontier
@@ -58,6 +60,33 @@ def test_a_report_without_a_finished_run_says_so(tmp_path: Path) -> None:
     assert write_report(plan, tasks, tmp_path, "blip3o ablate") == []
     page = Page((tmp_path / "report.html").read_text())
     assert page.open == [] and "No comparison has finished runs" in page.text and "0 of 2" in page.text
+
+
+def test_a_run_that_diverged_is_named_and_kept_out(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path, seeds=[0, 1, 2]))
+    results = simulated_results(plan, {"two": 0.5, "one": 0.8}, spread=0.01)
+    tasks = [Task(run, run.folder(tmp_path), state="done") for run in list_runs(plan)]
+    for task in tasks:
+        result = results[task.run.combination][task.run.seed]
+        write_json(task.folder / RESULT, result)
+    lost = tasks[3]
+    write_json(lost.folder / RESULT, result | {"scores": {"shapes/overall": float("nan")}})
+    (found,) = write_report(plan, tasks, tmp_path, "blip3o ablate")
+    assert found.estimate.num_seeds == 2 and lost.state == "failed"
+    markdown = (tmp_path / "report.md").read_text()
+    assert f"Failed: {lost.run.id} (diverged)" in markdown and "shapes/overall is nan after 3 steps" in markdown
+    with (tmp_path / "results.csv").open() as file:
+        assert [row["state"] for row in csv.DictReader(file)].count("diverged") == 1
+
+
+def test_the_results_are_there_even_where_the_score_is_not(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path, primary="val/flo", higher_is_better=False))
+    (run, *_) = list_runs(plan)
+    task = Task(run, run.folder(tmp_path), state="done")
+    write_json(task.folder / RESULT, simulated_results(plan, {"two": 0.5})[run.combination][0])
+    with pytest.raises(ValueError, match="runs have no score 'val/flo'"):
+        write_report(plan, [task], tmp_path, "blip3o ablate")
+    assert "done" in (tmp_path / "results.csv").read_text()
 
 
 def test_the_frontier_holds_what_nothing_beats() -> None:
