@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,20 @@ _WARM_UP = 3  # steps that pace leaves out
 _PERIOD = 1.0  # seconds between two notes of progress
 
 
+@dataclass
+class _Step:
+    """What the batches of a step add up to so far; `flops` is None where they are not counted."""
+
+    seconds: float = 0.0
+    flops: int | None = None
+    rows: int = 0
+
+
 class Recorder(Callback):
     """Records a `fit`; what it knows goes into checkpoints, so that a resumed run has one record.
 
-    Time is that of training alone, in seconds: start, validation and the step whose operations are counted are left
-    out.
+    Time is that of training alone, in seconds: start, the loading of data, validation and the step whose operations
+    are counted are left out. A step is one of the optimizer, however many batches its gradient comes from.
 
     Args:
         progress: file that is told the step now and then, for whoever watches.
@@ -32,7 +42,7 @@ class Recorder(Callback):
         flops: floating-point operations of one training step (forward, backward and optimizer), as torch counts them:
             matrix products, convolutions and attention. None before the second step.
         seconds: of training so far.
-        rows: rows of the last batch.
+        rows: rows of the last step.
     """
 
     def __init__(self, progress: Path | None = None, every: int | None = None) -> None:
@@ -45,6 +55,8 @@ class Recorder(Callback):
         self._durations: list[float] = []
         self._counter: FlopCounterMode | None = None
         self._start = self._noted = 0.0
+        self._before = 0
+        self._step = _Step()
 
     @property
     def seconds_per_step(self) -> float:
@@ -57,23 +69,32 @@ class Recorder(Callback):
         if trainer.global_step >= _COUNTED_STEP and self.flops is None:
             self._counter = FlopCounterMode(display=False)
             self._counter.__enter__()
+        self._before = trainer.global_step
         self._start = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Stops them and takes notes."""
+        """Stops them, and takes notes where the batch was the last one of a step."""
+        step = self._step
+        step.rows += _rows(batch) * trainer.world_size
         if self._counter is not None:
             self._counter.__exit__(None, None, None)
-            self.flops = self._counter.get_total_flops() * trainer.world_size
+            step.flops = (step.flops or 0) + self._counter.get_total_flops() * trainer.world_size
             self._counter = None
         else:
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            taken = time.perf_counter() - self._start
-            self.seconds += taken
-            self._durations.append(taken)
-        self.rows = _rows(batch) * trainer.world_size
+            step.seconds += time.perf_counter() - self._start
+        if trainer.global_step == self._before:
+            return
+        self._step = _Step()
+        self.rows = step.rows
+        if step.flops is not None:
+            self.flops = step.flops
+        else:
+            self.seconds += step.seconds
+            self._durations.append(step.seconds)
         every = self.every or max(1, trainer.max_steps // 200)
         if trainer.global_step % every == 0 or trainer.global_step == trainer.max_steps:
             self._record(trainer, "train/")
