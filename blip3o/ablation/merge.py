@@ -16,7 +16,8 @@ def override(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, A
     (`trainer.max_steps`). In a mapping with a `class_path`, keys other than `class_path` and `init_args` are arguments
     of the class, as on the command line (`model.model.bridge.depth` is
     `model.init_args.model.init_args.bridge.init_args.depth`). Where a change names another class, the arguments of the
-    old one are dropped.
+    old one are dropped. So are all other keys of a mapping whose `model_type` becomes another one, such as the `config`
+    of an AR model: they describe the old model.
     """
     result: dict[str, Any] = deepcopy(dict(base))
     for key, value in changes.items():
@@ -35,14 +36,16 @@ def _put(target: dict[Any, Any], path: Sequence[Any], value: Any) -> None:
         _put(target[key], rest, value)
     elif isinstance(value, Mapping):
         inner = _opened(target.get(key), value)
-        # The class comes first: it decides what the other keys mean.
-        for name in sorted(value, key=lambda name: name != "class_path"):
+        # The kind comes first: it decides what the other keys mean.
+        for name in sorted(value, key=lambda name: name not in ("class_path", "model_type")):
             _put(inner, [name], value[name])
         target[key] = inner
     else:
         if key == "class_path" and target.get(key) not in (None, value):
             target.pop("init_args", None)
             target.pop("dict_kwargs", None)
+        if key == "model_type" and target.get(key) not in (None, value):
+            target.clear()
         target[key] = deepcopy(value)
 
 

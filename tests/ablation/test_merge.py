@@ -61,3 +61,17 @@ def test_lists_are_replaced_and_mappings_merged() -> None:
 def test_only_the_top_keys_are_dotted() -> None:
     weights = override(BASE, {"model.weights": {"diffusion.codec": "d"}})["model"]["init_args"]["weights"]
     assert weights == {"tokenizer": "t", "diffusion.codec": "d"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"ar.config": {"heads": 4, "model_type": "llama"}}, {"heads": 4, "model_type": "llama"}),
+        ({"ar.config.model_type": "llama"}, {"model_type": "llama"}),
+        ({"ar.config": {"heads": 4, "model_type": "qwen3"}}, {"heads": 4, "model_type": "qwen3", "qk_norm": True}),
+        ({"ar.config": {"heads": 4}}, {"heads": 4, "model_type": "qwen3", "qk_norm": True}),
+    ],
+)
+def test_another_kind_of_model_starts_anew(changes: dict[str, Any], expected: object) -> None:
+    base = {"ar": {"config": {"model_type": "qwen3", "heads": 2, "qk_norm": True}}}
+    assert override(base, changes)["ar"]["config"] == expected
