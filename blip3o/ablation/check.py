@@ -12,9 +12,10 @@ from blip3o.ablation.metrics import build_metric
 from blip3o.ablation.plan import Combination, Plan
 from blip3o.ablation.runs import list_runs, redirected
 from blip3o.ablation.source import Where
+from blip3o.diffusion import DiffusionHead
 from blip3o.pipeline import GenerationDefaults, check_settings
-from blip3o.shapes import get_world
-from blip3o.training.cli import build
+from blip3o.shapes import World, get_world
+from blip3o.training.cli import TrainingCLI, build
 
 
 def check_plan(plan: Plan, say: Callable[[str], None] = lambda text: None) -> None:
@@ -39,18 +40,59 @@ def check_plan(plan: Plan, say: Callable[[str], None] = lambda text: None) -> No
         say(", ".join(variant for _, variant in combination))
         with TemporaryDirectory() as folder:
             try:
-                module = build(redirected(first[combination].settings["config"], Path(folder))).model
+                built = build(redirected(first[combination].settings["config"], Path(folder)))
+                _check_steps_and_sizes(built, plan.evaluation and first[combination].settings["metrics"]["shapes"])
             except Exception as error:  # a constructor may raise anything, and all of it is about the plan
                 told = essence(str(error) or type(error).__name__)
                 where = _blame(plan, combination, told)
                 what = _named(plan, combination)
                 plan.source.fail(where, f"{what} can not be built: {told}")
+            module = built.model
+            if plan.primary.startswith("val/") and not _validates(built):
+                told = f"primary ({plan.primary}) is of validation, but {_named(plan, combination)} has none within "
+                told += f"{built.trainer.max_steps} steps; lower trainer.val_check_interval, or name another score."
+                plan.source.fail(("primary",), told)
             if plan.evaluation is not None and not hasattr(module, "generation_defaults"):
                 told = (
                     f"{type(module).__name__} generates no pictures; set `evaluation: null` and name a `primary` score."
                 )
                 plan.source.fail(("evaluation",), told)
-            del module
+            del module, built
+
+
+def _check_steps_and_sizes(built: TrainingCLI, benchmark: dict[str, Any] | None) -> None:
+    """Raises a ValueError if training would never end, or pictures of data, head and benchmark differ in size.
+
+    Args:
+        built: module, data and trainer.
+        benchmark: description of the shapes benchmark, where there is one.
+    """
+    if built.trainer.max_steps < 1:
+        raise ValueError(
+            f"max_steps ({built.trainer.max_steps}) must be at least 1: rows never end, so the number of steps is the "
+            "length of a run."
+        )
+    head = getattr(getattr(built.model, "model", None), "diffusion", None)
+    if not isinstance(head, DiffusionHead) or head.image_size is None:
+        return
+    given = getattr(built.datamodule, "world", None)
+    sides = {"the data's world": given.canvas} if isinstance(given, World) and head.reads == "condition" else {}
+    if benchmark is not None:
+        sides["the benchmark's world"] = get_world(benchmark["init_args"]["world"]).canvas
+    for whose, side in sides.items():
+        if side != head.image_size:
+            raise ValueError(
+                f"image_size ({head.image_size}) of {type(head).__name__} is not the canvas ({side}) of {whose}; "
+                "make them one."
+            )
+
+
+def _validates(built: TrainingCLI) -> bool:
+    """Whether a validation falls within the steps, as far as the trainer knows by itself."""
+    trainer = built.trainer
+    interval = trainer.val_check_interval
+    batches = trainer.max_steps * trainer.accumulate_grad_batches
+    return trainer.limit_val_batches != 0 and not (isinstance(interval, int) and interval > batches)
 
 
 def _check_evaluation(plan: Plan, evaluation: dict[str, Any]) -> None:
@@ -83,16 +125,20 @@ def _named(plan: Plan, combination: Combination) -> str:
 
 
 def _blame(plan: Plan, combination: Combination, message: str) -> Where:
-    """The place in the plan that a message is about: a key or value that it names, else the variant, else the base."""
+    """The place in the plan that a message is about: a key or value that it names, else the variant, else the base.
+
+    The reference is built first, so what a variant changes is to blame where it changes anything.
+    """
     words = set(re.findall(r"[\w.]+", message))
     changed = [("axes", axis, name) for axis, name in combination if plan.reference[axis] != name]
     others = [("axes", axis, name) for axis, name in combination if plan.reference[axis] == name]
-    for place in (*changed, *others, ("overrides",)):
+    own = [place for place in changed if _at(plan.source.values, place)]
+    for place in own or (*others, ("overrides",), ("budget",)):
         below = [where for where in plan.source.lines if where[: len(place)] == place and len(where) > len(place)]
         named = [where for where in below if words & _names(where[-1], _at(plan.source.values, where))]
         if named:
             return max(named, key=len)
-    given = [place for place in (*changed, *others) if _at(plan.source.values, place)]
+    given = own or [place for place in others if _at(plan.source.values, place)]
     return given[0] if given else ("base",)
 
 

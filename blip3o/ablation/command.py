@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import shlex
-import shutil
 from pathlib import Path
 
 from rich.console import Console
 
 from blip3o.ablation.check import check_plan
 from blip3o.ablation.compare import primary_score
+from blip3o.ablation.files import write_text
 from blip3o.ablation.launchers import build_launcher
-from blip3o.ablation.plan import read_plan
+from blip3o.ablation.plan import Plan, read_plan
 from blip3o.ablation.report import write_report
 from blip3o.ablation.runner import Runner, owned
 from blip3o.ablation.runs import LOG, RESULT, Run, list_runs
@@ -42,13 +43,15 @@ def ablate(path: Path, output_dir: Path, *, jobs: int = 1, launcher: str = "loca
     runs = list_runs(plan)
     with console.status("checking the plan") as status:
         check_plan(plan, lambda name: status.update(f"checking the plan: {name}"))
+    if behind := left_behind(runs, output_dir):
+        console.print(behind, soft_wrap=True, markup=False, highlight=False)
     if dry_run:
         _list(console, runs, output_dir)
         return 0
     with owned(output_dir):
         starter = build_launcher(launcher, output_dir, jobs=jobs, options=plan.launchers.get(launcher))
         try:
-            shutil.copyfile(path, output_dir / "plan.yaml")
+            keep_plan(plan, output_dir)
             with Screen(jobs, console) as screen:
                 tasks = Runner(
                     runs,
@@ -69,6 +72,27 @@ def ablate(path: Path, output_dir: Path, *, jobs: int = 1, launcher: str = "loca
         console.print(told, soft_wrap=True, markup=False, highlight=False)
     console.print(f"The report is {output_dir / 'report.html'}", soft_wrap=True, markup=False, highlight=False)
     return int(any(task.state == "failed" for task in tasks))
+
+
+def keep_plan(plan: Plan, root: Path) -> None:
+    """Writes the plan that runs to its folder, where its base must still be found; unless it is read from there."""
+    copy = root / "plan.yaml"
+    if copy.exists() and copy.samefile(plan.source.path):
+        return
+    base = os.path.relpath(plan.base_path.resolve(), root.resolve())
+    write_text(copy, plan.source.with_value("base", Path(base).as_posix()))
+
+
+def left_behind(runs: list[Run], root: Path) -> str:
+    """What to say of finished runs in a folder that a plan has no use for; empty where there are none."""
+    finished = {path.parent.name for path in (root / "runs").glob(f"*/{RESULT}")}
+    used = finished & {run.id for run in runs}
+    if used == finished:
+        return ""
+    return (
+        f"{len(used)} of {len(finished)} finished runs in {root} match this plan; the others stay there and are left "
+        "out. Another configuration, budget, seed, evaluation or metric makes another run."
+    )
 
 
 def _list(console: Console, runs: list[Run], root: Path) -> None:

@@ -27,7 +27,7 @@ KEYS = {
     "combinations": "for `design: list`, the variants to combine, axis by axis",
     "pairing": "whether one seed means the same data order and noise in all variants",
     "evaluation": "the shapes benchmark's num_captions, seed, batch_size, world and settings; null for none",
-    "metrics": "more metrics: name, class_path and init_args",
+    "metrics": "more metrics: name, class_path and init_args; other ones are other runs",
     "primary": "the score that is compared; another one needs no new training",
     "higher_is_better": "of the primary score; true where left out, to be given for a loss",
     "equivalence": "whether to test for equivalence",
@@ -284,7 +284,7 @@ def _metrics(source: Source, given: Any, evaluation: Any) -> dict[str, dict[str,
             source.fail(where, f"metric {name!r} has the name of {whose}; give it another one.")
         if not one.get("class_path"):
             source.fail(where, f"metric {name!r} has no class_path; name a class.")
-        metrics[name] = one
+        metrics[name] = {key: value for key, value in one.items() if value is not None}
     return metrics
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -34,17 +35,26 @@ class Source:
         path: the file.
         values: its content.
         lines: line, from 1, of every key and list item.
+        text: the file's text.
     """
 
     path: Path
     values: Any
     lines: dict[Where, int] = field(default_factory=dict)
+    text: str = ""
 
     def line(self, where: Where) -> int:
         """The line of a value, or of the nearest thing around it."""
         while where and where not in self.lines:
             where = where[:-1]
         return self.lines.get(where, 1)
+
+    def with_value(self, key: str, value: str) -> str:
+        """The text with another string for a key at the top; all else, comments too, stays as it is."""
+        node = yaml.compose(self.text, Loader=_Loader)
+        assert isinstance(node, yaml.MappingNode)
+        old = next(inner for name, inner in node.value if name.value == key)
+        return self.text[: old.start_mark.index] + json.dumps(value) + self.text[old.end_mark.index :]
 
     def fail(self, where: Where, message: str) -> NoReturn:
         """Raises a ValueError that starts with file and line."""
@@ -69,14 +79,15 @@ def read_yaml(path: Path) -> Source:
     if not path.is_file():
         raise ValueError(f"{path} is no file; name a YAML file.")
     try:
-        loader = _Loader(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        loader = _Loader(text)
         try:
             node = loader.get_single_node()
             source = Source(path, None)
             if node is not None:
                 _mark(node, (), source)
                 values = loader.construct_document(node)
-                source = Source(path, values, source.lines)
+                source = Source(path, values, source.lines, text)
         finally:
             loader.dispose()
     except yaml.YAMLError as error:

@@ -10,9 +10,11 @@ import pytest
 import yaml
 
 from blip3o.ablation.check import check_plan
+from blip3o.ablation.command import keep_plan, left_behind
+from blip3o.ablation.files import write_json
 from blip3o.ablation.plan import read_plan
-from blip3o.ablation.runs import list_runs, redirected
-from tests.ablation.plans import plan_values, write_plan
+from blip3o.ablation.runs import RESULT, list_runs, redirected
+from tests.ablation.plans import MINI, plan_values, write_plan
 
 
 def depths(runs: list[Any]) -> list[object]:
@@ -146,6 +148,29 @@ NOT_BUILT: dict[str, tuple[Change, str, str]] = {
     ),
     "trainer": (lambda p: bridge(p).update({"trainer.max_step": 3}), "max_step: 3", "'max_step'"),
     "shared": (lambda p: p["overrides"].update({"data.batch_size": 0}), "batch_size", "batch_size (0) must be"),
+    "no end": (
+        lambda p: bridge(p).update({"trainer.max_steps": -1}),
+        "trainer.max_steps: -1",
+        "max_steps (-1) must be at least 1: rows never end",
+    ),
+    "other size": (
+        lambda p: bridge(p).update({"data.world": "shapes"}),
+        "data.world",
+        "image_size (32) of FlowHead is not the canvas (64) of the data's world",
+    ),
+    "no validation": (
+        lambda p: p.update(primary="val/flow", higher_is_better=False, budget={"max_steps": 2}),
+        "primary",
+        "is of validation, but the reference has none within 2 steps",
+    ),
+    "blame for the change alone": (
+        lambda p: (
+            p["axes"]["bridge"]["two"].update({"model.model.diffusion.image_size": 32}),
+            bridge(p).update({"data.world": "shapes"}),
+        ),
+        "data.world",
+        "image_size (32) of FlowHead is not the canvas (64)",
+    ),
     "no such metric": (
         lambda p: p.update(metrics={"mine": "nowhere.Metric"}),
         "mine",
@@ -199,3 +224,32 @@ def test_numbers_are_those_of_experiments(tmp_path: Path) -> None:
     path = write_plan(tmp_path, axes=axes)
     path.write_text(path.read_text().replace("0.1", "1e-3"))
     assert read_plan(path).axes["rate"]["low"] == {"model.optimization.lr": 0.001}
+
+
+def test_a_metric_may_name_no_arguments(tmp_path: Path) -> None:
+    metric = {"class_path": "blip3o.ablation.metrics.ShapesMetric", "init_args": None}
+    plan = read_plan(write_plan(tmp_path, metrics={"again": metric}))
+    assert plan.metrics == {"again": {"class_path": metric["class_path"]}}
+
+
+def test_a_plan_can_be_run_from_the_folder_that_it_made(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(MINI.read_text())
+    path = write_plan(tmp_path, base="base.yaml")
+    path.write_text("# a remark\n" + path.read_text())
+    root = tmp_path / "far" / "out"
+    root.mkdir(parents=True)
+    keep_plan(read_plan(path), root)
+    copy = read_plan(root / "plan.yaml")
+    assert copy.base_path.samefile(tmp_path / "base.yaml") and "# a remark" in copy.source.text
+    assert [run.id for run in list_runs(copy)] == [run.id for run in list_runs(read_plan(path))]
+    keep_plan(copy, root)
+    assert (root / "plan.yaml").read_text() == copy.source.text
+
+
+def test_finished_runs_that_a_changed_plan_leaves_behind_are_told(tmp_path: Path) -> None:
+    runs = list_runs(read_plan(write_plan(tmp_path)))
+    for run in runs:
+        write_json(run.folder(tmp_path) / RESULT, {})
+    assert left_behind(runs, tmp_path) == ""
+    changed = list_runs(read_plan(write_plan(tmp_path, budget={"max_steps": 4})))
+    assert left_behind(changed, tmp_path).startswith("0 of 2 finished runs")
