@@ -75,9 +75,10 @@ def environment(threads: int | None) -> dict[str, str]:
     return env | {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def command(folder: Path) -> list[str]:
-    """The command line of a run."""
-    return [sys.executable, "-m", "blip3o.ablation.run", str(folder.resolve())]
+def command(folder: Path, jobs: int | None) -> list[str]:
+    """The command line of a run; `jobs` is how many may share its machine, where that is known."""
+    words = [sys.executable, "-m", "blip3o.ablation.run", str(folder.resolve())]
+    return words if jobs is None else [*words, "--jobs", str(jobs)]
 
 
 class LocalLauncher:
@@ -85,12 +86,13 @@ class LocalLauncher:
 
     def __init__(self, *, jobs: int) -> None:
         self.env = environment(num_threads(jobs))
+        self.jobs = jobs
 
     def submit(self, folder: Path) -> Handle:
         """Starts a process that ends when this one does."""
         with (folder / LOG).open("ab") as log:
             process = subprocess.Popen(
-                [*command(folder), "--parent", str(os.getpid())],
+                [*command(folder, self.jobs), "--parent", str(os.getpid())],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -119,9 +121,9 @@ class _Process:
                 return
 
 
-def _caller(folder: Path, threads: int | None) -> Callable[[], int]:
+def _caller(folder: Path, threads: int | None, jobs: int | None) -> Callable[[], int]:
     """A function that does a run elsewhere; it needs nothing but the standard library to be sent there."""
-    words, log, cwd, env = command(folder), str((folder / LOG).resolve()), str(Path.cwd()), environment(threads)
+    words, log, cwd, env = command(folder, jobs), str((folder / LOG).resolve()), str(Path.cwd()), environment(threads)
 
     def call() -> int:
         import os
@@ -147,6 +149,7 @@ class SlurmLauncher:
         submitit = _extra("submitit", "slurm")
         given = dict(options)
         cluster = given.pop("cluster", "slurm")
+        self.jobs = jobs if cluster == "local" else None
         self.threads = given.get("cpus_per_task") or (num_threads(jobs) if cluster == "local" else None)
         try:
             self.executor = submitit.AutoExecutor(folder=root / "slurm", cluster=cluster)
@@ -156,7 +159,7 @@ class SlurmLauncher:
 
     def submit(self, folder: Path) -> Handle:
         """Queues a job."""
-        return _SlurmJob(self.executor.submit(_caller(folder, self.threads)))
+        return _SlurmJob(self.executor.submit(_caller(folder, self.threads, self.jobs)))
 
     def close(self) -> None:
         """Holds nothing."""
@@ -187,6 +190,7 @@ class RayLauncher:
         self.ray = _extra("ray", "ray")
         address = os.environ.get("RAY_ADDRESS")
         self.threads = num_threads(jobs)
+        self.jobs = None if address else jobs
         here = {} if address else {"num_cpus": jobs * self.threads, "include_dashboard": False}
         self.started = not self.ray.is_initialized()
         if self.started:
@@ -198,7 +202,7 @@ class RayLauncher:
 
     def submit(self, folder: Path) -> Handle:
         """Queues a task."""
-        task = self.ray.remote(_caller(folder, self.threads)).options(**self.options)
+        task = self.ray.remote(_caller(folder, self.threads, self.jobs)).options(**self.options)
         return _RayTask(self.ray, task.remote())
 
     def close(self) -> None:

@@ -61,8 +61,8 @@ def surroundings(results: Results) -> list[str]:
     """Machine, versions and state of the code, and whether runs differ in them."""
     runs = [result for own in results.values() for result in own.values()]
     told = []
-    for name in ("machine", "accelerator", "threads", "git"):
-        found = list(dict.fromkeys(str(result[name]) for result in runs))
+    for name in ("machine", "accelerator", "threads", "jobs", "git"):
+        found = list(dict.fromkeys(str(result.get(name)) for result in runs))
         told.append(f"{name}: {', '.join(found)}" + (" (runs differ)" if len(found) > 1 else ""))
     versions = dict.fromkeys(f"{name} {version}" for result in runs for name, version in result["versions"].items())
     return [*told, "versions: " + ", ".join(versions)] if runs else []
@@ -104,6 +104,7 @@ def _markdown(
     if rows := words.prompt_rows(comparisons):
         text += ["## Prompt by prompt", table(words.PROMPT_COLUMNS, rows)]
     text += ["## Cost", table(words.cost_columns(results), words.cost_rows(plan, results))]
+    text.append(words.cost_note(results))
     for name, log in _failures(plan, tasks):
         text += [f"## Failed: {name}", f"```\n{log}\n```"]
     text += ["## Made by", f"```sh\n{command}\n```", "\n".join(f"- {line}" for line in surroundings(results))]
@@ -124,7 +125,7 @@ def _html(
     sections = [_verdicts(plan, comparisons), _scores(plan, results, plots)]
     for plot, title in (("curves", "Learning"), ("frontiers", "Quality and cost")):
         if plot in plots:
-            costs = _table(words.cost_columns(results), words.cost_rows(plan, results)) if plot == "frontiers" else ""
+            costs = _costs(plan, results) if plot == "frontiers" else ""
             sections.append(_section(plot, title, _plot(plots[plot], plot) + costs))
     sections += [
         _samples(plan, results, root),
@@ -217,6 +218,12 @@ def _scores(plan: Plan, results: Results, plots: dict[str, Path]) -> str:
     )
 
 
+def _costs(plan: Plan, results: Results) -> str:
+    note = words.cost_note(results)
+    table = _table(words.cost_columns(results), words.cost_rows(plan, results))
+    return table + (f'<p class="soft">{escape(note)}</p>' if note else "")
+
+
 def _plot(path: Path, name: str) -> str:
     return f'<img src="{_inline(path)}" alt="{escape(CAPTIONS[name])}">\n<p class="soft">{escape(CAPTIONS[name])}</p>\n'
 
@@ -272,9 +279,8 @@ def _failed(plan: Plan, tasks: Sequence[Task]) -> str:
 
 def _made(plan: Plan, results: Results, command: str) -> str:
     told = "".join(f"<li>{escape(line)}</li>" for line in surroundings(results))
-    text = plan.source.path.read_text(encoding="utf-8")
     return _section(
         "made",
         "Made by",
-        f"<pre>{escape(command)}</pre><ul>{told}</ul><p>The plan:</p><pre>{escape(text)}</pre>",
+        f"<pre>{escape(command)}</pre><ul>{told}</ul><p>The plan:</p><pre>{escape(plan.source.text)}</pre>",
     )

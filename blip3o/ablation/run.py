@@ -35,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m blip3o.ablation.run", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder with run.json")
     parser.add_argument("--parent", type=int, help="process without which this one ends")
+    parser.add_argument("--jobs", type=int, help="runs that may share this machine, which its result then says")
     options = parser.parse_args(argv)
     helper = int(os.environ.get("LOCAL_RANK", 0)) > 0  # of a run on several devices, started by Lightning
     # Lightning gives a helper its own command line; what started the helper is not the process named there.
@@ -47,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Whoever did this run before and was cut off from its runner may still be about to end.
     with locked(options.folder / ".lock", wait=True):
         if read_json(options.folder / RESULT) is None:
-            do(options.folder)
+            do(options.folder, options.jobs)
     return 0
 
 
@@ -58,8 +59,13 @@ def _watch(parent: int) -> None:
     os._exit(3)
 
 
-def do(folder: Path) -> dict[str, Any]:
-    """Trains, scores and measures; returns what `result.json` holds."""
+def do(folder: Path, jobs: int | None = None) -> dict[str, Any]:
+    """Trains, scores and measures; returns what `result.json` holds.
+
+    Args:
+        folder: of the run.
+        jobs: runs that may share this machine; None where nobody knows.
+    """
     started = time.time()
     settings = read_json(folder / SETTINGS)
     (folder / FAILURE).unlink(missing_ok=True)
@@ -85,20 +91,20 @@ def do(folder: Path) -> dict[str, Any]:
     }
     if hasattr(module, "generation_defaults"):
         # Quality and speed are those of the same settings.
-        chosen = settings["metrics"].get("shapes", {}).get("init_args", {}).get("settings") or {}
-        defaults = replace(module.generation_defaults, **chosen)
+        benchmark = _benchmark(settings)
+        defaults = replace(module.generation_defaults, **(benchmark.get("settings") or {}))
         pipe = Blip3oPipeline(module.model.to(cli.trainer.strategy.root_device), defaults)
         _judge(pipe, settings, folder, result)
-        captions = _captions(cli, settings)
+        captions = _captions(cli, benchmark)
         if captions:
             result["timings"] |= generation_speed(pipe, captions)
-            seed = settings["metrics"].get("shapes", {}).get("init_args", {}).get("seed", 0)
-            names = draw_samples(pipe, captions, folder / "samples", seed)
+            names = draw_samples(pipe, captions, folder / "samples", benchmark.get("seed", 0))
             result["samples"] = [[f"samples/{name}", one] for name, one in zip(names, captions, strict=True)]
         if settings["keep_model"]:
             pipe.save_pretrained(folder / "model")
     result["timings"] |= peak_memory()
     result |= surroundings()
+    result["jobs"] = jobs
     result["timings"]["wall_seconds"] = time.time() - started
     result["started"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started))
     write_json(folder / RESULT, result)
@@ -135,12 +141,18 @@ def _judge(pipe: Blip3oPipeline, settings: dict[str, Any], folder: Path, result:
         result["prompts"][name] = [[one.prompt, one.tag, float(one.value)] for one in scores.prompts]
 
 
-def _captions(cli: TrainingCLI, settings: dict[str, Any]) -> list[str]:
-    """Captions to draw and to time: the benchmark's first, or else those that the data would draw."""
+def _benchmark(settings: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of the shapes benchmark; empty where the plan has none, whatever another metric is called."""
     shapes = settings["metrics"].get("shapes", {})
-    if shapes.get("class_path") == "blip3o.ablation.metrics.ShapesMetric":
-        arguments = shapes["init_args"]
-        return evaluation_captions(get_world(arguments["world"]), NUM_SAMPLES, arguments["seed"])
+    ours = shapes.get("class_path") == "blip3o.ablation.metrics.ShapesMetric"
+    return dict(shapes.get("init_args") or {}) if ours else {}
+
+
+def _captions(cli: TrainingCLI, benchmark: dict[str, Any]) -> list[str]:
+    """Captions to draw and to time: the benchmark's first, or else those that the data would draw."""
+    if benchmark:
+        place = get_world(benchmark.get("world", "shapes"))
+        return evaluation_captions(place, NUM_SAMPLES, benchmark.get("seed", 0))
     return list(getattr(cli.datamodule, "prompts", []))[:NUM_SAMPLES]
 
 

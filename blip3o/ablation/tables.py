@@ -32,7 +32,7 @@ def rows(plan: Plan, tasks: Sequence[Task]) -> list[dict[str, Any]]:
             row |= {f"parameters/{name}": count for name, count in result["parameters"].items()}
             row |= {"steps": result["steps"], "flops_per_step": result["flops_per_step"]}
             row |= {f"versions/{name}": version for name, version in result["versions"].items()}
-            row |= {name: result[name] for name in ("git", "machine", "accelerator", "threads")}
+            row |= {name: result.get(name) for name in ("git", "machine", "accelerator", "threads", "jobs")}
             row |= {f"{TIMINGS}{name}": value for name, value in result["timings"].items()}
             row[f"{TIMINGS}started"] = result["started"]
         found.append(row)

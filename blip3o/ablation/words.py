@@ -32,6 +32,11 @@ def count(value: float | None) -> str:
     return f"{value:.3g}"
 
 
+def gibibytes(value: float | None) -> str:
+    """A number of bytes, or a dash for none."""
+    return "–" if value is None else f"{value / 2**30:.2f} GiB"
+
+
 def signed_range(low: float, high: float) -> str:
     """An interval of differences."""
     return f"{low:+.3f} to {high:+.3f}" if math.isfinite(low) and math.isfinite(high) else "–"
@@ -115,18 +120,31 @@ def cost_rows(plan: Plan, results: Results) -> list[list[str]]:
             return None if None in values else sum(values) / len(values)
 
         memory, latency = mean("peak_memory_bytes"), mean("latency_seconds")
+        gpu_memory = mean("peak_gpu_memory_bytes")  # 0 where there is a GPU, but the run did not use it
         rows.append(
             [
                 label(plan, one),
                 *(count(runs[0]["parameters"].get(name)) for name in parts),
                 count(runs[0]["flops_per_step"]),
                 number(mean("train_images_per_second"), 1),
-                "–" if memory is None else f"{memory / 2**30:.2f} GiB",
+                f"{gibibytes(gpu_memory)} (GPU)" if gpu_memory else gibibytes(memory),
                 "–" if latency is None else f"{1000 * latency:.0f} ms",
                 number(mean("images_per_second"), 1),
             ]
         )
     return rows
+
+
+def cost_note(results: Results) -> str:
+    """What the times of the cost table were measured amid; empty where each run had a machine of its own."""
+    jobs = [result.get("jobs") for own in results.values() for result in own.values()]
+    most = max((one for one in jobs if one), default=1)
+    if most == 1:
+        return ""
+    return (
+        f"Images/s, pictures/s and the time for one picture were measured while up to {most} runs shared the machine; "
+        "a run that has it alone is faster."
+    )
 
 
 def score_columns(plan: Plan, results: Results) -> list[str]:

@@ -38,7 +38,7 @@ def simulated_result(chance: float, seed: int, shift: float = 0.0) -> dict[str, 
         "curve": curve,
         "samples": [],
         "versions": {"torch": "2"},
-        **{"git": "abc", "machine": "m", "accelerator": "none", "threads": 1, "started": "now"},
+        **{"git": "abc", "machine": "m", "accelerator": "none", "threads": 1, "jobs": 2, "started": "now"},
     }
 
 

@@ -13,6 +13,7 @@ from blip3o.ablation.plots import frontier
 from blip3o.ablation.report import write_report
 from blip3o.ablation.runner import Task
 from blip3o.ablation.runs import FAILURE, RESULT, list_runs
+from blip3o.ablation.words import cost_note, cost_rows
 from tests.ablation.plans import write_plan
 from tests.ablation.simulated import simulated_results
 from tests.test_demo import Page
@@ -60,6 +61,16 @@ def test_a_report_without_a_finished_run_says_so(tmp_path: Path) -> None:
     assert write_report(plan, tasks, tmp_path, "blip3o ablate") == []
     page = Page((tmp_path / "report.html").read_text())
     assert page.open == [] and "No comparison has finished runs" in page.text and "0 of 2" in page.text
+
+
+def test_costs_name_the_memory_of_a_gpu_and_the_runs_beside(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path))
+    results = simulated_results(plan, {"two": 0.5, "one": 0.5})
+    assert all("1.00 GiB" in row for row in cost_rows(plan, results)) and "up to 2 runs" in cost_note(results)
+    for own in results.values():
+        own[0]["timings"]["peak_gpu_memory_bytes"] = 3 * 2**30
+        own[0]["jobs"] = 1
+    assert all("3.00 GiB (GPU)" in row for row in cost_rows(plan, results)) and cost_note(results) == ""
 
 
 def test_a_run_that_diverged_is_named_and_kept_out(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def test_a_helper_on_a_further_device_watches_who_started_it(
     monkeypatch.setenv("LOCAL_RANK", rank)
     monkeypatch.setattr(run, "_watch", done.append)
     monkeypatch.setattr(run, "_fit", lambda folder: done.append("helped"))
-    monkeypatch.setattr(run, "do", lambda folder: done.append("did"))
+    monkeypatch.setattr(run, "do", lambda folder, jobs: done.append("did"))
     assert run.main([str(tmp_path), "--parent", "7"]) == 0
     assert set(done) == {watched, "did" if rank == "0" else "helped"}
 
