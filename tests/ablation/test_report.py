@@ -81,7 +81,10 @@ def test_a_run_that_diverged_is_named_and_kept_out(tmp_path: Path) -> None:
         result = results[task.run.combination][task.run.seed]
         write_json(task.folder / RESULT, result)
     lost = tasks[3]
-    write_json(lost.folder / RESULT, result | {"scores": {"shapes/overall": float("nan")}})
+    nan = float("nan")
+    curve = [{"step": step, "seconds": step, "train/loss": nan} for step in (1, 2, 3)]
+    write_json(lost.folder / RESULT, result | {"scores": {"shapes/overall": nan}})
+    write_json(tasks[0].folder / RESULT, results[tasks[0].run.combination][0] | {"curve": curve})
     (found,) = write_report(plan, tasks, tmp_path, "blip3o ablate")
     assert found.estimate.num_seeds == 2 and lost.state == "failed"
     markdown = (tmp_path / "report.md").read_text()

@@ -97,6 +97,7 @@ def test_killed_and_run_again_with_a_head_of_ones_own_and_one_that_fails(
     model = next(run for run in runs if run.variant == "mine").folder(root) / "model"
     pipe = Blip3oPipeline.from_pretrained(model, trust_remote_code=True)
     assert type(pipe.model.diffusion).__name__ == "MyHead"
+    assert pipe.defaults.num_inference_steps == 1, "what was scored and timed is not what the plan says"
 
 
 @pytest.mark.parametrize(
