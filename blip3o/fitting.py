@@ -80,6 +80,8 @@ def _at_its_width(factory: BridgeFactory, tokenizer: ImageTokenizer, ar: ARBackb
     try:
         bridge = factory(features, cond_dim)
     except ValueError as error:
+        if first is not None and str(error) == str(first):
+            raise  # no width is at fault
         widths = f"the image tokenizer's feature_dim ({features}), which it has where it reads 'token_embeds'"
         if first is not None:
             widths = f"the AR model's hidden_size ({hidden}): {first}; nor with {widths}"
