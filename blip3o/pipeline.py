@@ -20,11 +20,10 @@ from blip3o.diffusion.base import Generators
 from blip3o.loading import resolve_folder
 from blip3o.model import Blip3oNext
 from blip3o.pixels import cropped, squeezed, to_uint8
-from blip3o.structures import Conditioning
+from blip3o.structures import MAX_REFERENCES, Conditioning
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 Images = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
-MAX_REFERENCES = 4
 ASSETS = Path(__file__).parent / "assets"
 
 

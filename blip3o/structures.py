@@ -14,6 +14,9 @@ from torch import Tensor
 IGNORE_INDEX = -100
 """Label of a position that carries no cross-entropy (the value PyTorch's losses skip)."""
 
+MAX_REFERENCES = 4
+"""Most reference images of an edit, as in the released code."""
+
 
 @dataclass(frozen=True)
 class ImageTokens:

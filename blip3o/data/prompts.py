@@ -64,12 +64,9 @@ def make_prompt(index: int, *, prompts: Sequence[tuple[str, dict[str, Any]]], se
 
 
 def collate_prompts(rows: Sequence[Row]) -> Row:
-    """A batch: lists of `prompt` and `metadata`, and `index` as a tensor (B,) int64."""
-    return {
-        "index": torch.tensor([row["index"] for row in rows]),
-        "prompt": [row["prompt"] for row in rows],
-        "metadata": [row["metadata"] for row in rows],
-    }
+    """A batch of prompts: `index` (B,) int64, and lists of B for everything else."""
+    batch: Row = {name: [row[name] for row in rows] for name in rows[0]}
+    return batch | {"index": torch.tensor(batch["index"])}
 
 
 class PromptDataModule(LightningDataModule):

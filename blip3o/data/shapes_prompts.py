@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 
-import torch
-
+from blip3o.data.prompts import collate_prompts
 from blip3o.data.shapes import ShapesDataModule
 from blip3o.data.stream import Row
 from blip3o.shapes import World, evaluation_captions, metadata, sample_scene
@@ -24,12 +23,6 @@ def make_prompt(
     """Row `index` of a stream of captions; the captions are those of the scenes that `ShapesDataModule` renders."""
     scene = sample_scene(world, seed, index, split=split, tag_weights=tag_weights)
     return caption_row(index, scene.caption, world)
-
-
-def collate_prompts(rows: Sequence[Row]) -> Row:
-    """A batch of prompts: `index` (B,) int64, and lists of B for everything else."""
-    batch: Row = {name: [row[name] for row in rows] for name in rows[0]}
-    return batch | {"index": torch.tensor(batch["index"])}
 
 
 class ShapesPromptsDataModule(ShapesDataModule):

@@ -11,8 +11,8 @@ from pathlib import Path
 from PIL import Image
 
 from blip3o.data.pictures import DEFAULT_LIMITS, Limits, Unreadable, read_picture
+from blip3o.structures import MAX_REFERENCES
 
-MAX_REFERENCES = 4
 Picture = bytes | Path
 """A picture that is not decoded yet: its file's bytes, or where the file is."""
 
