@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from blip3o.part import Part
@@ -20,6 +21,13 @@ def check_generators(generator: Generators, rows: int) -> None:
     """Raises a ValueError if a list of generators does not hold one a row."""
     if isinstance(generator, Sequence) and len(generator) != rows:
         raise ValueError(f"generator holds {len(generator)} generators for {rows} rows; give one, or one a row.")
+
+
+def draw_noise(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
+    """Standard normal numbers of a shape; a list of generators draws each row from its own."""
+    check_generators(generator, shape[0])
+    source = list(generator) if isinstance(generator, Sequence) else generator
+    return randn_tensor(tuple(shape), generator=source, device=like.device, dtype=like.dtype)
 
 
 class Codec(Part):

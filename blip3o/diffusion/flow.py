@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from blip3o.diffusion.base import Codec, Denoiser, DiffusionHead, Generators, check_generators
+from blip3o.diffusion.base import Codec, Denoiser, DiffusionHead, Generators, draw_noise
 from blip3o.diffusion.guidance import Guidance
 from blip3o.diffusion.objectives import FlowMatching, Objective
 from blip3o.diffusion.samplers import Sampler, default_sampler
@@ -118,7 +116,7 @@ class FlowHead(DiffusionHead):
             latents = self.encode(images)  # in the codec's own precision: they are the target
             beside = self._reference_latents(references)
         sigma = self.objective.draw_levels(len(latents), generator, latents.device)
-        return self.velocity_loss(latents, _noise(latents.shape, generator, latents), sigma, conditioning, beside)
+        return self.velocity_loss(latents, draw_noise(latents.shape, generator, latents), sigma, conditioning, beside)
 
     def velocity_loss(
         self,
@@ -157,15 +155,36 @@ class FlowHead(DiffusionHead):
         """The sampler's steps from noise to latents (B, c, h, w)."""
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps ({num_inference_steps}) must be at least 1.")
-        beside = self._reference_latents(references)
-        guide = Guidance(partial(self._predict, reference_latents=beside), conditioning, negative, guidance_scale)
+        guide = self.guided(conditioning, negative, guidance_scale, references=references)
         embeds = self.denoiser.in_own_dtype(conditioning.embeds)
         shape = (len(embeds), *self.latent_shape)
         if latents is None:
-            latents = _noise(shape, generator, embeds)
+            latents = draw_noise(shape, generator, embeds)
         elif latents.shape != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this head and batch need {shape}.")
-        return self.sampler.run(guide, latents.to(embeds), self.objective, num_inference_steps)
+        return self.sampler.run(guide, latents.to(embeds), self.objective, num_inference_steps, generator)
+
+    def guided(
+        self,
+        conditioning: Conditioning,
+        negative: Conditioning | None = None,
+        guidance_scale: float = 1.0,
+        *,
+        references: Tensor | None = None,
+        denoiser: Denoiser | None = None,
+    ) -> Guidance:
+        """The prediction for a condition, to be called with noisy latents (B, c, h, w) and their noise levels (B,).
+
+        Args:
+            conditioning: embeds (B, L, C).
+            negative: the unconditional condition; needed unless `guidance_scale` is 1.
+            guidance_scale: classifier-free guidance, at least 0; 1 turns it off.
+            references: (B, 1, 3, H, W) in [-1, 1], or None.
+            denoiser: what predicts; the head's own when None.
+        """
+        beside = self._reference_latents(references)
+        predict = partial(self._predict, reference_latents=beside, denoiser=denoiser)
+        return Guidance(predict, conditioning, negative, guidance_scale)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to normalised latents."""
@@ -189,27 +208,26 @@ class FlowHead(DiffusionHead):
         return self.encode(references[:, 0])
 
     def _predict(
-        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, reference_latents: Tensor | None
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        reference_latents: Tensor | None,
+        denoiser: Denoiser | None = None,
     ) -> Tensor:
-        """The denoiser's prediction (B, c, h, w), the reference's latents joined to the noisy ones.
+        """A denoiser's prediction (B, c, h, w), the reference's latents joined to the noisy ones.
 
         It is given latents and condition in its own precision, and noise levels as they are.
         """
-        latents = self.denoiser.in_own_dtype(latents)
-        conditioning = replace(conditioning, embeds=self.denoiser.in_own_dtype(conditioning.embeds))
+        denoiser = self.denoiser if denoiser is None else denoiser
+        latents = denoiser.in_own_dtype(latents)
+        conditioning = replace(conditioning, embeds=denoiser.in_own_dtype(conditioning.embeds))
         if reference_latents is None:
-            return self.denoiser(latents, sigma, conditioning)
+            return denoiser(latents, sigma, conditioning)
         # Guidance doubles the rows; both branches see the reference.
         beside = reference_latents.to(latents.dtype).repeat(len(latents) // len(reference_latents), 1, 1, 1)
         if self.reference == "width":
-            return self.denoiser(torch.cat([latents, beside], dim=3), sigma, conditioning)[..., : latents.shape[3]]
+            return denoiser(torch.cat([latents, beside], dim=3), sigma, conditioning)[..., : latents.shape[3]]
         assert self.reference_proj is not None
         joined = self.reference_proj(torch.cat([latents, beside], dim=1).to(self.reference_proj.weight.dtype))
-        return self.denoiser(self.denoiser.in_own_dtype(joined), sigma, conditioning)
-
-
-def _noise(shape: tuple[int, ...] | torch.Size, generator: Generators, like: Tensor) -> Tensor:
-    """Standard normal numbers; a list of generators draws each row from its own."""
-    check_generators(generator, shape[0])
-    source = list(generator) if isinstance(generator, Sequence) else generator
-    return randn_tensor(tuple(shape), generator=source, device=like.device, dtype=like.dtype)
+        return denoiser(denoiser.in_own_dtype(joined), sigma, conditioning)
