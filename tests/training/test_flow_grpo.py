@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -277,6 +278,21 @@ def test_any_denoiser_of_a_flow_head_learns() -> None:
     fit(module, steps=1)
     changed = moved(before, state(module))
     assert len(changed) > 10 and all(name.startswith("diffusion.denoiser.transformer.") for name in changed)
+
+
+@pytest.mark.parametrize("share_tokens", [True, False])
+def test_a_bridge_without_image_tokens_will_do(share_tokens: bool) -> None:
+    """Prompts of several lengths: the condition has a mask."""
+    module = flow_grpo(tiny_model(partial(MLPBridge, reads="prompt"), cond_grid=None), share_tokens=share_tokens)
+    fit(module, steps=1)
+    rollout = module.roll_out([CAPTIONS[0], "a red circle left of a blue square"], torch.tensor([0, 1]), 0)
+    assert rollout.condition.mask is not None and not rollout.condition.mask.all()
+    alone = module.roll_out(CAPTIONS[:1], torch.tensor([0]), 0)
+    torch.testing.assert_close(rollout.latents[:4], alone.latents, rtol=0, atol=1e-4)
+
+
+def test_ratios_are_one_under_autocast_too() -> None:
+    assert fit(flow_grpo(beta=0.1), steps=1, precision="bf16-mixed").steps[0]["ratio"] == pytest.approx(1, abs=1e-6)
 
 
 def test_heads_without_a_flow_are_refused() -> None:
