@@ -14,6 +14,8 @@ LIGHTNING = {
     "test": "run its test loop",
     "predict": "run its predictions",
 }
+JUDGED = ("imgedit", "gedit")
+"""Benchmarks scored by a judge; `blip3o evaluate` has a parser of its own for them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -26,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] in LIGHTNING:
         return _told(args[0], lambda: _lightning(args))
+    if args[:1] == ["evaluate"] and args[1:2] and args[1] in JUDGED:
+        options = _judged_parser(args[1]).parse_args(args[2:])
+        return _told("evaluate", lambda: _evaluate_judged(args[1], options))
     options = build_parser().parse_args(args)
     return _told(options.command, lambda: options.run(options))
 
@@ -71,7 +76,8 @@ def build_parser() -> argparse.ArgumentParser:
     generate.set_defaults(run=_generate)
 
     evaluate = commands.add_parser("evaluate", help="score a model on a benchmark")
-    evaluate.add_argument("benchmark", choices=["shapes"], help="which benchmark")
+    others = "; ".join(f"`blip3o evaluate {name} --help` tells of {name}" for name in JUDGED)
+    evaluate.add_argument("benchmark", choices=["shapes"], help=f"which benchmark ({others})")
     evaluate.add_argument(
         "--output_dir", type=Path, default=Path("runs/eval"), help="folder for images, results and summary"
     )
@@ -190,6 +196,22 @@ def _evaluate(options: argparse.Namespace) -> None:
         **settings,
     )
     print_summary(summary, options.output_dir)
+
+
+def _judged_parser(benchmark: str) -> argparse.ArgumentParser:
+    from blip3o.evaluation.arguments import judged_parser
+
+    parser = judged_parser(benchmark)
+    _add_model(parser)
+    _add_settings(parser)
+    return parser
+
+
+def _evaluate_judged(benchmark: str, options: argparse.Namespace) -> None:
+    from blip3o.evaluation.command import evaluate_judged
+
+    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    evaluate_judged(benchmark, options, settings, lambda: _pipeline(options))
 
 
 def _ablate(options: argparse.Namespace) -> int:
