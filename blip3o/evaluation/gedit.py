@@ -104,10 +104,8 @@ class GEdit(EditBenchmark):
         tables = []
         for language, parts in summary["languages"].items():
             full, subset = parts["full"], parts["intersection"]
-            title = (
-                f"gedit {language}, {full['num_items']} of {self.num_published // 2} items, model {summary['model']}"
-            )
-            table = Table(title=title)
+            total = self.num_published // len(LANGUAGES)
+            table = Table(title=f"gedit {language}, {full['num_items']} of {total} items, model {summary['model']}")
             for column in ("group", *SCORES, "judged", *(f"{name} (intersection)" for name in SCORES)):
                 table.add_column(column, justify="left" if column == "group" else "right")
             for group in GROUPS:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-_FORM = (
-    'Answer with one JSON object and nothing else:\n{"reasoning": "what speaks for the numbers, in at most 30 words",'
-)
+_FORM = """Answer with one JSON object and nothing else:
+{"reasoning": "what speaks for the numbers, in at most 30 words","""
 
 
 def semantics_prompt(instruction: str) -> str:

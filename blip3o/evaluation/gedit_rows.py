@@ -78,7 +78,7 @@ def _json_rows(path: Path) -> Iterator[GEditRow]:
 
 def _parquet_rows(path: Path) -> Iterator[GEditRow]:
     """Rows without their pictures, which are read when they are asked for: those of the benchmark take gigabytes."""
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     try:
         file = pq.ParquetFile(path)
@@ -91,7 +91,7 @@ def _parquet_rows(path: Path) -> Iterator[GEditRow]:
                 picture = None if column is None else partial(_parquet_picture, path, group, place_in_group, column)
                 yield GEditRow(f"{path} row {row}", fields, picture)
                 row += 1
-    except OSError as error:  # pyarrow's own errors of damaged files are among them
+    except (OSError, ValueError) as error:  # the second is pyarrow's word for a damaged file
         raise ValueError(f"{path} can not be read as parquet: {error}; fetch it again.") from error
 
 
@@ -105,6 +105,6 @@ def _parquet_picture(path: Path, group: int, row: int, column: str) -> bytes:
 
 @lru_cache(maxsize=2)
 def _column(path: Path, group: int, column: str) -> Any:
-    import pyarrow.parquet as pq
+    import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
     return pq.ParquetFile(path).read_row_group(group, columns=[column]).column(0)

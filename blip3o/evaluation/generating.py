@@ -115,9 +115,7 @@ def read_record(root: Path) -> dict[str, Any] | None:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"{path} can not be read: {error}; generate the pictures again into another folder."
-        ) from error
+        raise ValueError(f"{path} can not be read: {error}; name another folder.") from error
 
 
 def _check_earlier(root: Path, items: list[EditItem], record: dict[str, Any]) -> None:

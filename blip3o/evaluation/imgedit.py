@@ -129,9 +129,7 @@ def _item(root: Path, path: Path, index: int, key: str, entry: Any) -> EditItem:
         raise ValueError(f"{place} has edit_type ({entry['edit_type']!r}), which must be one of {', '.join(TYPES)}.")
     picture = root / entry["id"]
     if not picture.is_file():
-        raise ValueError(
-            f"{place} names the picture {picture}, which is missing; unpack the benchmark's archive there."
-        )
+        raise ValueError(f"{place} names the picture {picture}, which is missing; put it there.")
     return EditItem(
         index=index,
         key=key,

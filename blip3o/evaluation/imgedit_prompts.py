@@ -11,7 +11,7 @@ _CRITERIA: dict[str, tuple[str, tuple[str, str, str]]] = {
     "add": (
         "puts something new into the picture",
         (
-            "Compliance. What was asked for is there, of the right kind, number, size, place and look, and nothing else",
+            "Compliance. What was asked for is there, of the right kind, number, size, place and look, and no more",
             f"Seamlessness. {_SEAMS}, and the new object has the style of the rest",
             f"Physics and detail. {_LIGHT}. {_KEPT}",
         ),
@@ -19,7 +19,7 @@ _CRITERIA: dict[str, tuple[str, tuple[str, str, str]]] = {
     "adjust": (
         "changes an attribute, such as the colour or the material, of something in the picture",
         (
-            "Compliance. The right object, all of it and nothing else, has the new attribute, and its shape is unchanged",
+            "Compliance. The right object, all of it and no other, has the new attribute, and its shape is unchanged",
             f"Seamlessness. {_SEAMS}, and no colour spills over an edge",
             f"Physics and detail. The new surface reacts to the light as its material would. {_LIGHT}. {_KEPT}",
         ),
@@ -36,8 +36,8 @@ _CRITERIA: dict[str, tuple[str, tuple[str, str, str]]] = {
     "replace": (
         "puts something else in the place of an object",
         (
-            "Compliance. All of the old object is gone, and the new one has the kind, number, place, size and look that "
-            "was asked for",
+            "Compliance. All of the old object is gone, and the new one has the kind, number, place, size and look "
+            "that was asked for",
             f"Seamlessness. {_SEAMS}, and the new object has the style of the rest",
             f"Physics and detail. {_LIGHT}. {_KEPT}",
         ),
@@ -63,7 +63,7 @@ _CRITERIA: dict[str, tuple[str, tuple[str, str, str]]] = {
     "style": (
         "renders the whole picture in another style",
         (
-            "Style. Colours, texture, strokes and light are those of the style that was asked for, all over the picture",
+            "Style. Colours, texture, strokes and light are those of the style asked for, all over the picture",
             "Content. Every object, its place and its proportions can be found again",
             "Rendering. The picture is clean and coherent, without noise, banding, seams or broken textures",
         ),

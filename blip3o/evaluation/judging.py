@@ -112,8 +112,8 @@ def _judge_all(
                     )
     if stopped is not None:
         raise JudgeStopped(
-            f"{stopped} Judged so far and kept in {judgments.path}: {judgments.num_judged} items; the same command goes "
-            "on from there."
+            f"{stopped} {judgments.num_judged} items are judged and kept in {judgments.path}; the same command goes on "
+            "from there."
         ) from stopped
 
 
@@ -185,19 +185,12 @@ def print_judged(benchmark: EditBenchmark, summary: Mapping[str, Any], folder: P
     console = Console()
     for table in benchmark.tables(summary):
         console.print(table)
-    console.print(
-        f"judge: {summary['judge']} ({', '.join(summary['judge_versions'])})", highlight=False, soft_wrap=True
-    )
+    lines = [f"judge: {summary['judge']} ({', '.join(summary['judge_versions'])})"]
     if summary["num_failures"]:
-        console.print(
-            f"{summary['num_failures']} items have no score and are left out of the means; the same command asks again:",
-            highlight=False,
-            soft_wrap=True,
-        )
-        for failure in summary["failures"][:10]:
-            told = f"  {failure['image']}: {failure['reason']}"
-            console.print(told, highlight=False, soft_wrap=True, markup=False)
-    console.print(f"written to {folder}", highlight=False, soft_wrap=True)
+        lines.append(f"{summary['num_failures']} items have no score and are in no mean; the same command asks again:")
+        lines += [f"  {failure['image']}: {failure['reason']}" for failure in summary["failures"][:10]]
+    for line in [*lines, f"written to {folder}"]:
+        console.print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _digest(path: Path) -> str:

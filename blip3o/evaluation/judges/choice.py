@@ -33,9 +33,7 @@ def choose_judge(choice: str, given: dict[str, Any]) -> Judge:
         return _built(choice, chosen)
     path = Path(choice)
     if path.suffix not in (".yaml", ".yml"):
-        raise ValueError(
-            f"judge ({choice}) must be openai, transformers, or a YAML file with class_path and init_args."
-        )
+        raise ValueError(f"judge ({choice}) must be openai, transformers or a YAML file with class_path.")
     if not path.is_file():
         raise ValueError(f"judge ({choice}) is no file; name one with class_path and init_args.")
     if chosen:
@@ -58,7 +56,7 @@ def _from_file(path: Path) -> Judge:
     parser.add_subclass_arguments(Judge, "judge", required=True)
     try:
         described = yaml.safe_load(path.read_text(encoding="utf-8"))
-        judge = parser.instantiate_classes(parser.parse_object({"judge": described})).judge
+        judge = parser.instantiate(parser.parse_object({"judge": described})).judge
     except Exception as error:  # yaml and jsonargparse raise many kinds for what does not suit
         raise ValueError(f"judge ({path}) can not be built: {' '.join(str(error).split())[:400]}") from error
     assert isinstance(judge, Judge)

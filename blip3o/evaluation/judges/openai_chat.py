@@ -25,7 +25,7 @@ class OpenAIJudge(Judge):
     """Sends the words and the pictures (PNG, base64) as one user message of a chat.
 
     Needs the extra `blip3o[judge]`. Requests that fail with 408, 409, 429 or 5xx, time out or find no connection are
-    sent again by the `openai` client, after pauses that double from half a second to eight, or that the server asks for.
+    sent again by the `openai` client, after pauses that double from half a second to eight, or as the server asks.
 
     Args:
         model: name of the model at the endpoint.
@@ -57,9 +57,7 @@ class OpenAIJudge(Judge):
         if address.scheme not in ("http", "https") or not address.hostname:
             raise ValueError(f"base_url ({base_url}) must be an address such as {OPENAI_URL}.")
         if address.username or address.password:
-            raise ValueError(
-                "base_url holds a user or a password, which records would show; put the key in api_key_env."
-            )
+            raise ValueError("base_url holds a user or a password, which records would show; use api_key_env.")
         if not model.strip():
             raise ValueError(f"model ({model!r}) must name the endpoint's model.")
         for name, value, least in (("retries", retries, 0), ("max_concurrency", max_concurrency, 1)):
