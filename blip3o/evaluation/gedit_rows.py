@@ -105,6 +105,6 @@ def _parquet_picture(path: Path, group: int, row: int, column: str) -> bytes:
 
 @lru_cache(maxsize=2)
 def _column(path: Path, group: int, column: str) -> Any:
-    import pyarrow.parquet as pq  # type: ignore[import-untyped]
+    import pyarrow.parquet as pq
 
     return pq.ParquetFile(path).read_row_group(group, columns=[column]).column(0)

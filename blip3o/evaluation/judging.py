@@ -66,7 +66,7 @@ def judge_edits(
                 judge.prepare()
                 judgments.begin()
                 _judge_all(benchmark, root, judge, todo, max_asks, judgments)
-            summary = _summary(benchmark, root, judge, items, judgments)
+            summary = {**_summary(benchmark, root, judge, items, judgments), "max_asks": max_asks}
             write_json(folder / "summary.json", summary)
     except BlockingIOError as error:
         raise ValueError(f"{folder} is in use by another run of this judge; wait for it.") from error
@@ -185,7 +185,7 @@ def print_judged(benchmark: EditBenchmark, summary: Mapping[str, Any], folder: P
     console = Console()
     for table in benchmark.tables(summary):
         console.print(table)
-    lines = [f"judge: {summary['judge']} ({', '.join(summary['judge_versions'])})"]
+    lines = [f"judge: {summary['judge']} ({', '.join(summary['judge_versions']) or 'no answers'})"]
     if summary["num_failures"]:
         lines.append(f"{summary['num_failures']} items have no score and are in no mean; the same command asks again:")
         lines += [f"  {failure['image']}: {failure['reason']}" for failure in summary["failures"][:10]]

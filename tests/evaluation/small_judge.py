@@ -79,7 +79,9 @@ def _model(processor: Qwen2VLProcessor) -> torch.nn.Module:
         **{name: processor.tokenizer.convert_tokens_to_ids(word) for name, word in _SPECIAL.items()},
     )
     model = AutoModelForImageTextToText.from_config(config)
-    model.generation_config = GenerationConfig(eos_token_id=3, pad_token_id=0)
+    model.generation_config = GenerationConfig(
+        eos_token_id=3, pad_token_id=0, do_sample=True, temperature=9.0, repetition_penalty=9.0
+    )
     return model
 
 

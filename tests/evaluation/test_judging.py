@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from blip3o.ablation.files import locked
 from blip3o.evaluation.gedit import GEdit
 from blip3o.evaluation.imgedit import ImgEdit
 from blip3o.evaluation.judges import Answer, JudgeStopped, OpenAIJudge, Unanswered
@@ -182,6 +183,17 @@ def test_wrong_arguments(imgedit: ImgEdit, out: Path) -> None:
     with pytest.raises(ValueError, match=r"num_items \(0\) must be at least 1"):
         judge_edits(imgedit, out, Scripted(""), num_items=0)
     assert not (out / "judges").exists()
+
+
+def test_two_runs_of_a_judge_do_not_write_into_one_file(imgedit: ImgEdit, out: Path) -> None:
+    judge = Scripted(scores(4, 4, 4))
+    _, folder = judge_edits(imgedit, out, judge, num_items=1)
+    with (
+        locked(folder / ".lock", wait=False),
+        pytest.raises(ValueError, match="in use by another run of this judge"),
+    ):
+        judge_edits(imgedit, out, judge)
+    assert len(rows_of(folder / "results.jsonl")) == 1
 
 
 def test_the_tables_name_judge_scores_and_failures(

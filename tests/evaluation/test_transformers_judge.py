@@ -22,15 +22,15 @@ DARK, BRIGHT = Image.new("RGB", (32, 32), (0, 0, 0)), Image.new("RGB", (48, 32),
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Scores 1, 2, 3 for a bright second picture, 5, 4, 3 for a dark one."""
-    examples = [([DARK, BRIGHT], [1, 2, 3]), ([BRIGHT, DARK], [5, 4, 3])]
+    """Scores 1, 2, 2 for a bright second picture, 5, 4, 4 for a dark one; its own settings draw at random."""
+    examples = [([DARK, BRIGHT], [1, 2, 2]), ([BRIGHT, DARK], [5, 4, 4])]
     return save_small_judge(tmp_path_factory.mktemp("judges") / "small", examples, prompt="How good ?")
 
 
 def test_the_words_depend_on_the_pictures_and_their_order(folder: Path) -> None:
     judge = TransformersJudge(model=str(folder))
     one, two = judge("How good ?", [DARK, BRIGHT]), judge("How good ?", [BRIGHT, DARK])
-    assert read_scores(one.text, question()) == [1, 2, 3] and read_scores(two.text, question()) == [5, 4, 3]
+    assert read_scores(one.text, question()) == [1, 2, 2] and read_scores(two.text, question()) == [5, 4, 4]
     assert judge("How good ?", [DARK, BRIGHT]) == one
     assert one.version.startswith("qwen2_5_vl, transformers 5.")
     assert judge.id == f"{folder} through transformers"
@@ -52,9 +52,9 @@ def test_it_judges_a_benchmark(folder: Path, tmp_path: Path, monkeypatch: pytest
         path.parent.mkdir(parents=True, exist_ok=True)
         after.save(path)
     summary, where = judge_edits(benchmark, tmp_path / "out", TransformersJudge(model=str(folder)))
-    assert [row["given"]["edit"] for row in rows_of(where / "results.jsonl")] == [[1, 2, 3], [5, 4, 3]]
-    assert summary["mean_of_items"] == pytest.approx((1 + 4) / 2)
-    assert summary["types"]["style"]["mean"] == 4
+    assert [row["given"]["edit"] for row in rows_of(where / "results.jsonl")] == [[1, 2, 2], [5, 4, 4]]
+    assert summary["mean_of_items"] == pytest.approx((1 + 13 / 3) / 2)
+    assert summary["types"]["style"]["mean"] == pytest.approx(13 / 3)
 
 
 @pytest.mark.parametrize(
@@ -92,5 +92,5 @@ def test_missing_weights_are_refused(folder: Path, tmp_path: Path) -> None:
 
 def test_half_precision_is_a_choice(folder: Path) -> None:
     judge = TransformersJudge(model=str(folder), dtype="bfloat16")
-    assert read_scores(judge("How good ?", [DARK, BRIGHT]).text, question()) == [1, 2, 3]
+    assert read_scores(judge("How good ?", [DARK, BRIGHT]).text, question()) == [1, 2, 2]
     assert judge._loaded is not None and judge._loaded[0].dtype == torch.bfloat16

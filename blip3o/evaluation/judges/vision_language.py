@@ -13,6 +13,11 @@ from blip3o.loading import check_loading_info, resolve_folder
 from blip3o.pipeline import check_device
 
 DTYPES = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What a model ships for chats must not bend scores: a penalty on repetition makes a second 4 less likely than a first.
+_GREEDY: dict[str, Any] = {
+    **{"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0},
+    **{"temperature": None, "top_p": None, "top_k": None},
+}
 
 
 class TransformersJudge(Judge):
@@ -96,7 +101,7 @@ class TransformersJudge(Judge):
                 return_dict=True,
                 return_tensors="pt",
             ).to(self.device)
-            ids = model.generate(**inputs, do_sample=False, max_new_tokens=self.max_new_tokens)
+            ids = model.generate(**inputs, max_new_tokens=self.max_new_tokens, **_GREEDY)
         except torch.cuda.OutOfMemoryError as error:
             raise Unanswered(f"the pictures do not fit into the memory of {self.device}") from error
         words = ids[0, inputs["input_ids"].shape[1] :]
