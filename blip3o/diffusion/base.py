@@ -161,6 +161,9 @@ class DiffusionHead(Part):
     image_size: int | None = None
     """Side in pixels of the square images it renders, where it has one size."""
 
+    takes_latents: bool = False
+    """Whether `loss` takes latents in place of images, so that encoded data can train it."""
+
     @property
     def latent_channels(self) -> int:
         """Channels c of the latents; a bridge that reads references' latents is built with it as its input width.
@@ -173,18 +176,20 @@ class DiffusionHead(Part):
     @abstractmethod
     def loss(
         self,
-        images: Tensor,
+        images: Tensor | None,
         conditioning: Conditioning,
         references: Tensor | None = None,
         generator: Generators = None,
+        latents: Tensor | None = None,
     ) -> Tensor:
-        """Training losses (B,), one a row.
+        """Training losses (B,), one a row, the same for images and for the latents that `encode` makes of them.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1].
+            images: (B, 3, H, W) in [-1, 1]; None where `latents` take their place.
             conditioning: embeds (B, L, C).
             references: (B, R, 3, H, W) in [-1, 1], or None; a head that can not use them raises a ValueError.
             generator: source of the noise and the timesteps.
+            latents: (B, c, h, w) normalised latents, for a head that `takes_latents`; others need no such argument.
         """
 
     @abstractmethod
