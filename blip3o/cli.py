@@ -112,13 +112,20 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, help="new folder to write")
     export.set_defaults(run=_export)
 
-    data = commands.add_parser("data", help="look at the data of an experiment")
+    data = commands.add_parser("data", help="look at the data of an experiment, or encode it")
     checks = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = checks.add_parser("check", help="read rows of every source, and say what can not be used")
     check.add_argument("config", type=Path, help="YAML with a `data` section")
     check.add_argument("--output", type=Path, help="PNG of samples to write")
     check.add_argument("--num", type=int, default=200, help="rows to read of each source (default: 200)")
     check.set_defaults(run=_check_data)
+    encode = checks.add_parser("encode", help="run the frozen encoders over the rows once, to train without them")
+    encode.add_argument("config", type=Path, help="experiment of `blip3o fit` with a JointModule")
+    encode.add_argument("--output_dir", type=Path, required=True, help="folder to write; the same call finishes one")
+    encode.add_argument("--num_rows", type=int, help="training rows (default: one pass, where the data ends)")
+    encode.add_argument("--shard_size", type=int, default=1000, help="rows a tar (default: 1000)")
+    encode.add_argument("--dtype", default="float32", help="of stored latents: float32, bfloat16 or float16")
+    encode.set_defaults(run=_encode_data)
 
     info = commands.add_parser("info", help="describe a model or an experiment, what they cost, and this machine")
     what = info.add_mutually_exclusive_group()
@@ -242,6 +249,18 @@ def _check_data(options: argparse.Namespace) -> None:
     from blip3o.data.check import check_data
 
     check_data(options.config, options.output, options.num)
+
+
+def _encode_data(options: argparse.Namespace) -> None:
+    from blip3o.training.encode import encode_data
+
+    encode_data(
+        options.config,
+        options.output_dir,
+        num_rows=options.num_rows,
+        shard_size=options.shard_size,
+        dtype=options.dtype,
+    )
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from blip3o.ablation.metrics import build_metric
 from blip3o.ablation.plan import Combination, Plan
 from blip3o.ablation.runs import list_runs, redirected
 from blip3o.ablation.source import Where
+from blip3o.data.encoded import EncodedDataModule
 from blip3o.diffusion import DiffusionHead
 from blip3o.pipeline import GenerationDefaults, check_settings
 from blip3o.shapes import World, get_world
@@ -41,6 +42,8 @@ def check_plan(plan: Plan, say: Callable[[str], None] = lambda text: None) -> No
         with TemporaryDirectory() as folder:
             try:
                 built = build(redirected(first[combination].settings["config"], Path(folder)))
+                if isinstance(built.datamodule, EncodedDataModule):
+                    built.datamodule.check_module(built.model)
                 _check_steps_and_sizes(built, plan.evaluation and first[combination].settings["metrics"]["shapes"])
             except Exception as error:  # a constructor may raise anything, and all of it is about the plan
                 told = essence(str(error) or type(error).__name__)

@@ -1,8 +1,8 @@
-"""Folders of encoded rows: webdataset tars that are written whole or not at all and read at any row.
+"""Folders of encoded rows: webdataset tars that are written whole or not at all, read at any row.
 
-A row is `NUMBER.json` (index, caption and the like) and `NUMBER.safetensors` (`image_ids`, `latents`), with `NUMBER.png`
-where its picture is kept. Beside `train-000000.tar` lies `train-000000.json`, which says where its files begin. The
-folder's `index.json` comes last: without it the folder is not finished.
+A row is `NUMBER.json` (index, caption and the like) and `NUMBER.safetensors` (`image_ids`, `latents`), with
+`NUMBER.png` where its picture is kept. Beside `train-000000.tar` lies `train-000000.json`, which says where its files
+begin. The folder's `index.json` comes last: without it the folder is not finished.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,17 +19,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load, save
+from safetensors.torch import load
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from blip3o.data.stream import Row
-from blip3o.pixels import to_tensor, to_uint8
+from blip3o.pixels import to_tensor
 
 INDEX = "index.json"
 LATENT_DTYPES = ("float32", "bfloat16", "float16")
 _FORMAT = 1
-_NOTES = ("index", "caption", "key", "num_references")
 
 Split = Literal["train", "val", "test"]
 
@@ -41,7 +40,7 @@ class EncodedIndex:
     Attributes:
         folder: where it is.
         encoders: `config` and `sha256` (of the weights) of the `tokenizer` and the `codec`.
-        image_size: side in pixels of the pictures that the codec saw.
+        image_size: side in pixels of the pictures that the codec saw, where the head has one.
         num_tokens: image tokens a row.
         latent_shape: channels, rows and columns of the latents.
         dtype: that latents are stored in.
@@ -54,7 +53,7 @@ class EncodedIndex:
 
     folder: Path
     encoders: dict[str, Any]
-    image_size: int
+    image_size: int | None
     num_tokens: int
     latent_shape: list[int]
     dtype: str
@@ -96,63 +95,27 @@ def read_index(folder: str | Path) -> EncodedIndex:
     return EncodedIndex(folder=folder, **values)
 
 
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file of this process to write, which takes the place of `path` if the block ends well."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def write_json(path: Path, values: Any) -> None:
     """Writes JSON through a file that takes the place of `path` when whole."""
-    partial = _partial(path)
-    try:
+    with replacing(path) as partial:
         partial.write_text(json.dumps(values) + "\n", encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def pack(row: Row, dtype: torch.dtype) -> dict[str, bytes]:
-    """A row's files by their extensions.
-
-    Args:
-        row: `index`, `caption`, `image_ids` (N,), `latents` (c, h, w), perhaps `key`, `num_references` and `image`
-            (3, H, W) in [-1, 1], which is kept with 8 bits a channel.
-        dtype: to store latents in.
-    """
-    notes = {name: row[name] for name in _NOTES if name in row}
-    tensors = {"image_ids": row["image_ids"].to(torch.int32), "latents": row["latents"].to(dtype)}
-    files = {"json": json.dumps(notes).encode(), "safetensors": save(tensors)}
-    if "image" in row:
-        buffer = io.BytesIO()
-        Image.fromarray(to_uint8(row["image"][None])[0]).save(buffer, "PNG")
-        files["png"] = buffer.getvalue()
-    return files
-
-
-def write_shard(path: Path, rows: Sequence[Mapping[str, bytes]], first: int) -> None:
-    """Writes a tar of packed rows, which all have files of the same kinds, and then its places.
-
-    Args:
-        path: the tar.
-        rows: what `pack` gave.
-        first: number of the first row in its split.
-    """
-    partial = _partial(path)
-    try:
-        with tarfile.open(partial, "w") as tar:
-            for number, files in enumerate(rows, first):
-                for extension, content in files.items():
-                    member = tarfile.TarInfo(f"{number:09d}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-        with tarfile.open(partial) as tar:
-            places = [[member.offset_data, member.size] for member in tar]
-        size = partial.stat().st_size
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    write_json(_places_of(path), {"rows": len(rows), "bytes": size, "files": list(rows[0]), "places": places})
 
 
 def read_places(path: Path) -> dict[str, Any] | None:
     """What lies where in a tar (`rows`, `files`, `places`), or None unless it is whole."""
     try:
-        told = json.loads(_places_of(path).read_text(encoding="utf-8"))
+        told = json.loads(places_of(path).read_text(encoding="utf-8"))
         return dict(told) if path.stat().st_size == told["bytes"] else None
     except (OSError, ValueError):
         return None
@@ -232,9 +195,6 @@ def _unpack(files: Mapping[str, bytes]) -> Row:
     return row
 
 
-def _places_of(path: Path) -> Path:
+def places_of(path: Path) -> Path:
+    """The file that says what lies where in a tar; it is written after the tar."""
     return path.with_suffix(".json")
-
-
-def _partial(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.part")

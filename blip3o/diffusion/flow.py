@@ -108,30 +108,31 @@ class FlowHead(DiffusionHead):
         latents: Tensor | None = None,
     ) -> Tensor:
         """Mean squared error of the prediction, (B,), of images or of their normalised latents (B, c, h, w)."""
-        self._check_target(images, latents)
         if len(conditioning.embeds) == 0:
             return conditioning.embeds.sum(dim=(1, 2))  # nothing, but part of the graph
         with torch.no_grad(), torch.autocast(conditioning.embeds.device.type, enabled=False):
-            # In the codec's own precision: they are the target.
-            latents = self.encode(images) if images is not None else self.codec.in_own_dtype(latents)
+            target = self._target(images, latents)  # in the codec's own precision
             beside = self._reference_latents(references)
-        sigma = self.objective.draw_levels(len(latents), generator, latents.device)
-        return self.velocity_loss(latents, draw_noise(latents.shape, generator, latents), sigma, conditioning, beside)
+        sigma = self.objective.draw_levels(len(target), generator, target.device)
+        return self.velocity_loss(target, draw_noise(target.shape, generator, target), sigma, conditioning, beside)
 
-    def _check_target(self, images: Tensor | None, latents: Tensor | None) -> None:
-        """Raises a ValueError unless one of them is given, in this head's size."""
-        if (images is None) == (latents is None):
-            raise ValueError("images and latents: exactly one of them must be given; leave the other out.")
-        if images is not None and images.shape[1:] != (3, self.image_size, self.image_size):
+    def _target(self, images: Tensor | None, latents: Tensor | None) -> Tensor:
+        """The normalised latents (B, c, h, w) that are learnt."""
+        if latents is not None and images is None:
+            if latents.shape[1:] != self.latent_shape:
+                raise ValueError(
+                    f"latents has shape {tuple(latents.shape)}; this head renders {('B', *self.latent_shape)}: encode "
+                    "the images again, at its image_size and by its codec."
+                )
+            return self.codec.in_own_dtype(latents)
+        if images is None or latents is not None:
+            raise ValueError("images and latents: exactly one of them must be given, the other must be None.")
+        if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"images has shape {tuple(images.shape)}; this head renders (B, 3, {self.image_size}, "
                 f"{self.image_size}): resize them, or set its image_size."
             )
-        if latents is not None and latents.shape[1:] != self.latent_shape:
-            raise ValueError(
-                f"latents has shape {tuple(latents.shape)}; this head renders (B, {', '.join(map(str, self.latent_shape))}"
-                "): encode the images again at its image_size and by its codec."
-            )
+        return self.encode(images)
 
     def velocity_loss(
         self,

@@ -61,7 +61,7 @@ def check_encoders(index: EncodedIndex, model: Blip3oNext) -> None:
             told = f"weights with sha256 {found['sha256'][:_SHOWN]}... there, {own['sha256'][:_SHOWN]}... here"
         if told:
             raise ValueError(
-                f"folder ({index.folder}) was encoded by another {name} than the model's ({type(part).__name__}: {told})"
+                f"folder ({index.folder}) was encoded by another {name} than the model's {type(part).__name__}: {told}"
                 "; encode the data again with `blip3o data encode CONFIG --output_dir ANOTHER_FOLDER`, or give the "
                 f"model the {name} that it was encoded with, its weights by JointModule's `weights`."
             )
