@@ -190,6 +190,8 @@ def _begin(folder: Path, settings: dict[str, Any]) -> bool:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"output_dir ({folder}) is a file; name a folder.")
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.glob(".*.part"):  # by a call that was killed
+        left.unlink()
     mark = folder / SETTINGS
     if mark.is_file():
         try:
@@ -201,7 +203,7 @@ def _begin(folder: Path, settings: dict[str, Any]) -> bool:
                 f"output_dir ({folder}) was encoded with other {', '.join(others)}; name another folder, or remove it."
             )
         return (folder / INDEX).is_file()
-    if any(not path.name.endswith(".part") for path in folder.iterdir()):
+    if any(folder.iterdir()):
         raise ValueError(f"output_dir ({folder}) holds files that are no encoded data; name a new or empty folder.")
     write_json(mark, settings)
     return False

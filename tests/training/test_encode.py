@@ -38,7 +38,7 @@ from tests.tiny import PLAIN, generators, tiny_ar, tiny_dit, tiny_head, tiny_ima
 
 MINI = Path(__file__).parents[2] / "experiments/shapes/mini.yaml"
 DECODER = {"class_path": "blip3o.diffusion.TokenDecoderHead", "init_args": {"image_size": 32}}
-DATA = {"data.batch_size": 4, "data.num_val": 6, "data.num_prompts": 3}
+DATA = {"data.batch_size": 4, "data.num_val": 6, "data.num_prompts": 3, "model.num_inference_steps": 2}
 
 
 def values(**changes: Any) -> dict[str, Any]:
