@@ -69,8 +69,8 @@ def build(config: dict[str, Any]) -> TrainingCLI:
     seed = config.get("seed_everything", _SEED)
     config = {**config, "seed_everything": False}  # what is built here is not run, and says nothing of seeds
     with quiet(everything=True), torch.random.fork_rng(devices=[]):
-        if not isinstance(seed, bool):
-            torch.default_generator.manual_seed(int(seed))
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            torch.default_generator.manual_seed(seed)
         try:
             return _cli(config, run=False, save_config_callback=None, parser_kwargs={"exit_on_error": False})
         except ArgumentError as error:

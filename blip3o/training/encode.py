@@ -193,7 +193,7 @@ def _begin(folder: Path, settings: dict[str, Any]) -> bool:
     for left in folder.glob(".*.part"):  # by a call that was killed
         left.unlink()
     mark = folder / SETTINGS
-    if mark.is_file():
+    if mark.is_file() and any(folder.glob("*.tar")):
         try:
             found = json.loads(mark.read_text(encoding="utf-8"))
         except ValueError as error:
@@ -203,7 +203,7 @@ def _begin(folder: Path, settings: dict[str, Any]) -> bool:
                 f"output_dir ({folder}) was encoded with other {', '.join(others)}; name another folder, or remove it."
             )
         return (folder / INDEX).is_file()
-    if any(folder.iterdir()):
+    if any(path != mark for path in folder.iterdir()):
         raise ValueError(f"output_dir ({folder}) holds files that are no encoded data; name a new or empty folder.")
     write_json(mark, settings)
     return False

@@ -271,6 +271,13 @@ def test_wrong_usage_is_told(
     assert not (tmp_path / "data/index.json").exists()
 
 
+def test_a_call_that_wrote_no_row_leaves_the_folder_to_another(tmp_path: Path) -> None:
+    config = write(tmp_path / "run.yaml", values(data__num_val=1))
+    with pytest.raises(ValueError, match="num_rows is missing"):
+        encode_data(config, tmp_path / "data")
+    assert encode_data(config, tmp_path / "data", num_rows=3).num_rows["train"] == 3
+
+
 def test_other_files_are_left_alone(tmp_path: Path) -> None:
     config = write(tmp_path / "run.yaml", values())
     with pytest.raises(ValueError, match="holds files that are no encoded data"):
