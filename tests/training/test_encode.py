@@ -22,7 +22,6 @@ from blip3o.data.shapes import ShapesDataModule
 from blip3o.data.shards import read_index
 from blip3o.diffusion import PixelCodec, TokenDecoderHead
 from blip3o.diffusion.codecs import Codec
-from blip3o.fitting import check_takes_latents
 from blip3o.model import Blip3oNext
 from blip3o.tokenizers import FSQ, ConvTokenizer
 from blip3o.training.callbacks import ShapesScore
@@ -34,7 +33,7 @@ from blip3o.training.history import fit_steps
 from blip3o.training.joint import JointModule
 from blip3o.training.mixed import mixed_losses
 from blip3o.training.quiet import quiet
-from tests.tiny import PLAIN, generators, tiny_ar, tiny_dit, tiny_head, tiny_images, tiny_model, tiny_tokenizer
+from tests.tiny import PLAIN, generators, tiny_ar, tiny_tokenizer
 
 MINI = Path(__file__).parents[2] / "experiments/shapes/mini.yaml"
 DECODER = {"class_path": "blip3o.diffusion.TokenDecoderHead", "init_args": {"image_size": 32}}
@@ -286,34 +285,6 @@ def test_other_files_are_left_alone(tmp_path: Path) -> None:
         encode_data(config, config, num_rows=2)
 
 
-def pictures(**source: Any) -> dict[str, Any]:
-    """mini.yaml on numbered pictures of two sources."""
-    arguments = [{"lengths": [5, 4], "bad": [3]}, {"lengths": [3], "prefix": "b", **source}]
-    entries: list[dict[str, Any]] = [
-        {"source": {"class_path": "tests.data.pictures.Numbers", "init_args": one}} for one in arguments
-    ]
-    for entry in entries:
-        entry["limits"] = {"max_failures": 0.5}
-    data = {"sources": entries, "val_sources": entries[:1], "num_val": 2, "image_size": 32, "batch_size": 4}
-    return values() | {"data": {"class_path": "blip3o.data.images.ImageDataModule", "init_args": data}}
-
-
-def test_finite_sources_are_encoded_once_each_row(tmp_path: Path) -> None:
-    index = encode_data(write(tmp_path / "run.yaml", pictures()), tmp_path / "data", shard_size=4)
-    assert index.num_rows == {"train": 8 + 3, "val": 2, "test": 2} and index.world is None
-    batches = list(islice(encoded(tmp_path / "data").train_dataloader(), 3))
-    keys = [key for batch in batches for key in batch["key"]][:11]
-    assert sorted(keys) == sorted([f"key {i}" for i in range(9) if i != 3] + [f"key {i}" for i in range(3)])
-    assert batches[0]["num_references"].tolist() == [0] * 4
-    mixed = encode_data(write(tmp_path / "run.yaml", pictures()), tmp_path / "mixed", num_rows=30)
-    assert mixed.num_rows["train"] == 30
-
-
-def test_edits_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="the data holds edits, whose reference images are not encoded"):
-        encode_data(write(tmp_path / "run.yaml", pictures(edits=1)), tmp_path / "data")
-
-
 def test_a_model_with_other_encoders_is_refused_before_it_trains(folder: Path) -> None:
     index, model = read_index(folder), module().model
     check_encoders(index, model)
@@ -351,34 +322,6 @@ def test_modules_and_heads_that_need_pixels_say_so(folder: Path) -> None:
     model = Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, TokenDecoderHead(image_size=32), PLAIN)
     with pytest.raises(ValueError, match=r"diffusion \(TokenDecoderHead\) needs pixels"):
         fit_steps(JointModule(model), encoded(folder), num_steps=1)
-    latents, ids = torch.zeros(1, 48, 8, 8), torch.zeros(1, 16, dtype=torch.int64)
-    with pytest.raises(ValueError, match="needs pixels: its loss takes no latents"):
-        model.losses(None, ["a"], image_ids=ids, latents=latents)
-    with pytest.raises(ValueError, match="has no codec and needs pixels"):
-        model.diffusion.loss(None, None, latents=latents)  # type: ignore[arg-type]
-
-
-def test_a_head_whose_own_loss_knows_no_latents_is_told_apart() -> None:
-    head = tiny_head()
-    head.loss = lambda images, conditioning, references=None, generator=None: images  # type: ignore[method-assign, assignment]
-    with pytest.raises(ValueError, match="its loss takes no latents"):
-        check_takes_latents(head)
-
-
-def test_losses_name_what_is_missing_or_does_not_fit() -> None:
-    model = tiny_model()
-    images = tiny_images(1)
-    latents, ids = model.diffusion.encode(images), model.tokenizer.encode(images).ids
-    for arguments, told in (
-        ({"image_ids": ids}, "images and latents are both None"),
-        ({"latents": latents}, "images and image_ids are both None"),
-        ({"latents": latents, "image_ids": ids[:, 1:]}, r"image_ids has shape \(1, 15\); ConvTokenizer writes"),
-        ({"latents": latents[..., 1:], "image_ids": ids}, r"latents has shape .*; this head renders"),
-    ):
-        with pytest.raises(ValueError, match=told):
-            model.losses(None, ["a red circle"], **arguments)
-    with pytest.raises(ValueError, match="exactly one of them"):
-        tiny_head(tiny_dit()).loss(images, model.condition(model.write(["a"]))[0], latents=latents)
 
 
 @pytest.fixture(autouse=True)
