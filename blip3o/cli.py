@@ -77,14 +77,20 @@ def build_parser() -> argparse.ArgumentParser:
 
     evaluate = commands.add_parser("evaluate", help="score a model on a benchmark")
     others = "; ".join(f"`blip3o evaluate {name} --help` tells of {name}" for name in JUDGED)
-    evaluate.add_argument("benchmark", choices=["shapes"], help=f"which benchmark ({others})")
+    evaluate.add_argument("benchmark", choices=["shapes", "shapes-edit"], help=f"which benchmark ({others})")
     evaluate.add_argument(
         "--output_dir", type=Path, default=Path("runs/eval"), help="folder for images, results and summary"
     )
-    evaluate.add_argument("--num_captions", type=int, default=600, help="held-out captions, balanced over the tags")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the captions and the images, at least 0")
+    evaluate.add_argument(
+        "--num_captions", type=int, default=600, help="of shapes: held-out captions, balanced over the tags"
+    )
+    evaluate.add_argument("--num_edits", type=int, default=300, help="shapes-edit: held-out edits, balanced over kinds")
+    evaluate.add_argument(
+        "--edit_kinds", nargs="+", metavar="KIND", help="of shapes-edit: kinds of edit (default: all)"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="of the captions or edits and the images, at least 0")
     evaluate.add_argument("--batch_size", type=int, default=32, help="images generated at a time")
-    evaluate.add_argument("--world", default="shapes", help="world of the captions")
+    evaluate.add_argument("--world", default="shapes", help="world of the captions or edits")
     _add_model(evaluate)
     _add_settings(evaluate)
     evaluate.set_defaults(run=_evaluate)
@@ -188,6 +194,9 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    if options.benchmark == "shapes-edit":
+        _evaluate_edits(options)
+        return
     from blip3o.evaluation.shapes import evaluate, print_summary
 
     pipe = _pipeline(options)
@@ -203,6 +212,23 @@ def _evaluate(options: argparse.Namespace) -> None:
         **settings,
     )
     print_summary(summary, options.output_dir)
+
+
+def _evaluate_edits(options: argparse.Namespace) -> None:
+    from blip3o.evaluation.shapes_edit import evaluate_edits, print_edit_summary
+
+    summary = evaluate_edits(
+        _pipeline(options),
+        options.output_dir,
+        model_name=str(options.model),
+        num_edits=options.num_edits,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        world=options.world,
+        kinds=options.edit_kinds,
+        **{name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None},
+    )
+    print_edit_summary(summary, options.output_dir)
 
 
 def _judged_parser(benchmark: str) -> argparse.ArgumentParser:
