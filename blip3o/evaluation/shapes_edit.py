@@ -33,7 +33,7 @@ from blip3o.shapes import (
 )
 
 SCORES = ("success", "consistency", "both", "mae")
-_SHOWN = 20
+_SHOWN = 12
 _SAMPLE = ("metadata.jsonl", "samples/0000.png", "expected.png", "references/0.png", "references/1.png")
 
 
@@ -53,7 +53,7 @@ def evaluate_edits(
 
     Writes `00000/{metadata.jsonl, references/0.png, samples/0000.png, expected.png}` and so on, `results.jsonl` (one
     line an image), `summary.json` and `sheet.png` with source, result, difference map and expected scene of the first
-    20 edits. Image i has a generator of its own, so the scores do not depend on the batch size.
+    12 edits. Image i has a generator of its own, so the scores do not depend on the batch size.
 
     Args:
         pipe: the pipeline to score.
@@ -166,9 +166,9 @@ def print_edit_summary(report: dict[str, Any], output_dir: Path) -> None:
 
 
 def _told(name: str, score: dict[str, Any]) -> str:
-    digits = 4 if name == "mae" else 2
+    digits = 3 if name == "mae" else 2
     low, high = score["interval"]
-    return f"{score['mean']:.{digits + (name != 'mae')}f} ({low:.{digits}f}-{high:.{digits}f})"
+    return f"{score['mean']:.{digits + 1}f} ({low:.{digits}f}-{high:.{digits}f})"
 
 
 def _batches(edits: Sequence[ShapesEdit], size: int) -> list[list[int]]:
