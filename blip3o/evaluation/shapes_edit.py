@@ -154,7 +154,7 @@ def check_takes_edits(model: Blip3oNext, edits: Sequence[ShapesEdit]) -> None:
 
 def print_edit_summary(report: dict[str, Any], output_dir: Path) -> None:
     """Prints the scores with their 95 % intervals, and where the files are."""
-    table = Table(title=f"shapes-edit, {report['num_images']} held-out edits, model {report['model']}")
+    table = Table(pad_edge=False, title=f"shapes-edit, {report['num_images']} held-out edits, model {report['model']}")
     for column in ("kind", *SCORES, "edits"):
         table.add_column(column, justify="left" if column == "kind" else "right")
     for kind, scores in report["kinds"].items():

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import stdtrit
+from scipy.special import ndtri, stdtrit
 
 from blip3o.shapes.edit_verifier import EditVerdict, edited_region
 from blip3o.shapes.edits import ShapesEdit, edit_record
@@ -85,7 +85,7 @@ def edit_summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     errors = {kind: _mean([row["mae"] for row in rows if row["tag"] == kind]) for kind in _in_order(tags)}
     variance = sum(one.pop("variance") for one in errors.values())
     mean = sum(one["mean"] for one in errors.values()) / len(errors)
-    half = 1.959963984540054 * math.sqrt(variance) / len(errors)
+    half = float(ndtri(0.975)) * math.sqrt(variance) / len(errors)
     kinds: dict[str, dict[str, Any]] = {}
     for kind, error in errors.items():
         own = {name: score["tags"][kind] for name, score in scores.items()}
@@ -107,7 +107,7 @@ def _mean(errors: Sequence[float]) -> dict[str, Any]:
     """Mean of errors in [0, 1], its interval (all of [0, 1] for a single one), and the mean's variance."""
     mean, count = float(np.mean(errors)), len(errors)
     if count == 1:
-        return {"mean": mean, "interval": [0.0, 1.0], "variance": 0.0}
+        return {"mean": mean, "interval": [0.0, 1.0], "variance": math.inf}
     variance = float(np.var(errors, ddof=1)) / count
     half = float(stdtrit(count - 1, 0.975)) * math.sqrt(variance)
     return {"mean": mean, "interval": [max(0.0, mean - half), min(1.0, mean + half)], "variance": variance}

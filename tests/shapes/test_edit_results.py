@@ -44,7 +44,8 @@ def test_the_error_has_students_interval() -> None:
     assert score["kinds"]["add"]["mae"]["interval"] == pytest.approx([0.3 - half, 0.3 + half])
     normal = 1.959963984540054 * np.std(errors, ddof=1) / math.sqrt(5)
     assert score["mae"]["interval"] == pytest.approx([0.3 - normal, 0.3 + normal])
-    assert edit_summary([row("add", True, True, 0.1)])["kinds"]["add"]["mae"]["interval"] == [0, 1]
+    single = edit_summary([row("add", True, True, 0.1), *(row("remove", True, True, error) for error in errors)])
+    assert single["kinds"]["add"]["mae"]["interval"] == single["mae"]["interval"] == [0, 1]
     with pytest.raises(ValueError, match="at least one result"):
         edit_summary([])
 

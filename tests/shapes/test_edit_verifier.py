@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from blip3o.shapes import (
     ALL_KINDS,
@@ -58,6 +59,18 @@ def test_clean_targets_are_right_and_sources_are_not(world: World, kind: str) ->
     for verdict in verify_edits([render(edit.source, world) for edit in edits[::3]], edits[::3], world):
         assert verdict.success == (kind == "reconstruct")
         assert verdict.consistent and verdict.error == 0, "nothing that had to stay has changed"
+
+
+@pytest.mark.parametrize("world", [SHAPES, SHAPES_MINI], ids=["shapes", "mini"])
+def test_noise_and_blur_are_neither_failure_nor_drift(world: World) -> None:
+    edits = [sample_edit(world, 6, index, kind_weights=dict.fromkeys(ALL_KINDS, 1.0)) for index in range(100)]
+    clean = np.stack([render(edit.target, world) for edit in edits]).astype(float)
+    noisy = clean + np.random.default_rng(0).normal(0, 8, clean.shape)
+    for pictures in (noisy, ndimage.gaussian_filter(clean, (0, 1, 1, 0))):
+        verdicts = verify_edits(np.rint(pictures).clip(0, 255).astype(np.uint8), edits, world)
+        assert np.mean([verdict.success for verdict in verdicts]) >= 0.97
+        assert np.mean([verdict.consistent for verdict in verdicts]) >= 0.97
+        assert all(0 < verdict.error < 0.1 for verdict in verdicts)
 
 
 def test_another_place_is_right_for_an_added_object() -> None:
