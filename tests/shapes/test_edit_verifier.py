@@ -70,7 +70,7 @@ def test_noise_and_blur_are_neither_failure_nor_drift(world: World) -> None:
         verdicts = verify_edits(np.rint(pictures).clip(0, 255).astype(np.uint8), edits, world)
         assert np.mean([verdict.success for verdict in verdicts]) >= 0.97
         assert np.mean([verdict.consistent for verdict in verdicts]) >= 0.97
-        assert all(0 < verdict.error < 0.1 for verdict in verdicts)
+        assert 0 < max(verdict.error for verdict in verdicts) < 0.1
 
 
 def test_another_place_is_right_for_an_added_object() -> None:
