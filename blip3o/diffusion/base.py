@@ -153,6 +153,19 @@ class DiffusionHead(Part):
     image_size: int | None = None
     """Side in pixels of the square images it renders, where it has one size."""
 
+    def size_for(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels of what it renders of a picture of these sides: its square, unless it can more.
+
+        Raises:
+            ValueError: if it has no size of its own.
+        """
+        if self.image_size is None:
+            raise ValueError(f"{type(self).__name__} names no image_size and can take no pictures; leave image out.")
+        return self.image_size, self.image_size
+
+    def check_references(self, num_references: int) -> None:
+        """Raises a ValueError where it can not take so many reference images a row."""
+
     @property
     def latent_channels(self) -> int:
         """Channels c of the latents; a bridge that reads references' latents is built with it as its input width.
@@ -169,6 +182,7 @@ class DiffusionHead(Part):
         conditioning: Conditioning,
         references: Tensor | None = None,
         generator: Generators = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Training losses (B,), one a row.
 
@@ -177,6 +191,7 @@ class DiffusionHead(Part):
             conditioning: embeds (B, L, C).
             references: (B, R, 3, H, W) in [-1, 1], or None; a head that can not use them raises a ValueError.
             generator: source of the noise and the timesteps.
+            hidden: (B,) bool, rows whose references it must not see; given with `references` alone.
         """
 
     @abstractmethod
@@ -190,6 +205,8 @@ class DiffusionHead(Part):
         generator: Generators = None,
         latents: Tensor | None = None,
         references: Tensor | None = None,
+        image_guidance_scale: float | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Normalised latents (B, c, h, w) for a condition.
 
@@ -201,9 +218,12 @@ class DiffusionHead(Part):
             generator: source of the initial noise.
             latents: initial noise (B, c, h, w), instead of drawing it.
             references: (B, R, 3, H, W) in [-1, 1], or None.
+            image_guidance_scale: guidance by the references alone, at least 0; `guidance_scale` is then that of the
+                text. None leaves it to the negative condition what is guided by (`blip3o.diffusion.guidance`).
+            size: height and width in pixels, such as `size_for` gives; the head's own square when None.
 
         Raises:
-            ValueError: on a value out of range or a missing `negative`.
+            ValueError: on a value out of range, a missing `negative`, or an `image_guidance_scale` without references.
         """
 
     @abstractmethod

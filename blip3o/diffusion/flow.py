@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from blip3o.diffusion.base import Codec, Denoiser, DiffusionHead, Generators, check_generators
-from blip3o.diffusion.guidance import Guidance
+from blip3o.diffusion.guidance import Guidance, ReferenceGuidance
 from blip3o.diffusion.objectives import FlowMatching, Objective
 from blip3o.diffusion.samplers import Sampler, default_sampler
 from blip3o.structures import Conditioning
@@ -59,7 +60,7 @@ class FlowHead(DiffusionHead):
             raise ValueError(f"reference ({reference!r}) must be 'width', 'channels' or None.")
         side = image_size // codec.spatial_factor
         try:
-            denoiser.check_latents(codec.latent_channels, side, 2 * side if reference == "width" else side)
+            denoiser.check_latents(*_joined_shape(reference, codec.latent_channels, side, side))
         except ValueError as error:
             beside = "" if reference is None else f" with reference={reference!r}"
             raise ValueError(
@@ -99,14 +100,40 @@ class FlowHead(DiffusionHead):
         side = self.image_size // self.codec.spatial_factor
         return self.codec.latent_channels, side, side
 
+    def size_for(self, height: int, width: int) -> tuple[int, int]:
+        """Sides in pixels of about `image_size**2` pixels in all, in the ratio of the given ones.
+
+        They are multiples of the codec's spatial factor, or of a small power of two times it, where the denoiser's
+        patches need that. The head's square where the denoiser takes no other latents, such as `DiT`.
+        """
+        factor = self.codec.spatial_factor
+        scale = self.image_size / factor / math.sqrt(height * width)
+        for step in (1, 2, 4):
+            sides = [step * max(1, round(side * scale / step)) for side in (height, width)]
+            try:
+                self.denoiser.check_latents(*_joined_shape(self.reference, self.latent_channels, *sides))
+            except ValueError:
+                continue
+            return sides[0] * factor, sides[1] * factor
+        return self.image_size, self.image_size
+
+    def check_references(self, num_references: int) -> None:
+        """Raises a ValueError where there are several, and noise space holds one."""
+        if self.reference is not None and num_references != 1:
+            raise ValueError(
+                f"references holds {num_references} images a row, but reference={self.reference!r} takes one; give "
+                "one, or build the model with reference=None, and with reference_latents if the head is to see them."
+            )
+
     def loss(
         self,
         images: Tensor,
         conditioning: Conditioning,
         references: Tensor | None = None,
         generator: Generators = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of the prediction, (B,)."""
+        """Mean squared error of the prediction, (B,); zeros take the place of references that are `hidden`."""
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"images has shape {tuple(images.shape)}; this head renders (B, 3, {self.image_size}, "
@@ -117,6 +144,8 @@ class FlowHead(DiffusionHead):
         with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
             latents = self.encode(images)  # in the codec's own precision: they are the target
             beside = self._reference_latents(references)
+            if beside is not None and hidden is not None:
+                beside = beside.masked_fill(hidden[:, None, None, None], 0.0)
         sigma = self.objective.draw_levels(len(latents), generator, latents.device)
         return self.velocity_loss(latents, _noise(latents.shape, generator, latents), sigma, conditioning, beside)
 
@@ -153,14 +182,20 @@ class FlowHead(DiffusionHead):
         generator: Generators = None,
         latents: Tensor | None = None,
         references: Tensor | None = None,
+        image_guidance_scale: float | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         """The sampler's steps from noise to latents (B, c, h, w)."""
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps ({num_inference_steps}) must be at least 1.")
         beside = self._reference_latents(references)
-        guide = Guidance(partial(self._predict, reference_latents=beside), conditioning, negative, guidance_scale)
+        guide = self._guide(conditioning, negative, guidance_scale, beside, image_guidance_scale)
         embeds = self.denoiser.in_own_dtype(conditioning.embeds)
-        shape = (len(embeds), *self.latent_shape)
+        shape = (len(embeds), *self._sampled_shape(size))
+        if beside is not None and beside.shape[2:] != shape[2:]:
+            raise ValueError(
+                f"references has latents of {tuple(beside.shape[2:])}, the image to render {shape[2:]}; resize them."
+            )
         if latents is None:
             latents = _noise(shape, generator, embeds)
         elif latents.shape != shape:
@@ -181,12 +216,56 @@ class FlowHead(DiffusionHead):
             return None
         if self.reference is None:
             raise ValueError("references were given, but this head conditions on none; pass references=None.")
-        if references.ndim != 5 or references.shape[1] != 1:
-            raise ValueError(
-                f"references has shape {tuple(references.shape)}; reference={self.reference!r} takes one image a row, "
-                "(B, 1, 3, H, W)."
-            )
+        if references.ndim != 5:
+            raise ValueError(f"references has shape {tuple(references.shape)}; it must be (B, 1, 3, H, W).")
+        self.check_references(references.shape[1])
         return self.encode(references[:, 0])
+
+    def _sampled_shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        """Channels and sides of the latents of images of `size`.
+
+        Raises:
+            ValueError: if the codec does not divide it, or the denoiser can not take it.
+        """
+        if size is None or size == (self.image_size, self.image_size):
+            return self.latent_shape
+        factor = self.codec.spatial_factor
+        if any(side < 1 or side % factor for side in size):
+            raise ValueError(f"size ({size}) must be multiples of the codec's spatial factor ({factor}).")
+        shape = (self.latent_channels, size[0] // factor, size[1] // factor)
+        try:
+            self.denoiser.check_latents(*_joined_shape(self.reference, *shape))
+        except ValueError as error:
+            raise ValueError(f"size ({size}) can not be rendered: {error}") from error
+        return shape
+
+    def _guide(
+        self,
+        conditioning: Conditioning,
+        negative: Conditioning | None,
+        scale: float,
+        beside: Tensor | None,
+        image_scale: float | None,
+    ) -> Guidance | ReferenceGuidance:
+        """What predicts at every step.
+
+        Raises:
+            ValueError: if a scale or what it needs is missing or out of range.
+        """
+        seen = partial(self._predict, reference_latents=beside)
+        if image_scale is None:
+            return Guidance(seen, conditioning, negative, scale)
+        if beside is None and not conditioning.num_appended:
+            raise ValueError(
+                f"image_guidance_scale ({image_scale}) needs references that the head sees, in noise space or after "
+                "the condition; leave it out."
+            )
+        if image_scale == 1:  # the branch without references has no weight
+            text_hidden = None if negative is None else negative.with_appended_of(conditioning)
+            return Guidance(seen, conditioning, text_hidden, scale)
+        branches = None if beside is None else torch.cat([torch.zeros_like(beside), beside, beside])
+        all_three = partial(self._predict, reference_latents=branches)
+        return ReferenceGuidance(all_three, conditioning, negative, scale, image_scale)
 
     def _predict(
         self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, reference_latents: Tensor | None
@@ -199,13 +278,18 @@ class FlowHead(DiffusionHead):
         conditioning = replace(conditioning, embeds=self.denoiser.in_own_dtype(conditioning.embeds))
         if reference_latents is None:
             return self.denoiser(latents, sigma, conditioning)
-        # Guidance doubles the rows; both branches see the reference.
+        # Guidance by text doubles the rows; both branches see the reference.
         beside = reference_latents.to(latents.dtype).repeat(len(latents) // len(reference_latents), 1, 1, 1)
         if self.reference == "width":
             return self.denoiser(torch.cat([latents, beside], dim=3), sigma, conditioning)[..., : latents.shape[3]]
         assert self.reference_proj is not None
         joined = self.reference_proj(torch.cat([latents, beside], dim=1).to(self.reference_proj.weight.dtype))
         return self.denoiser(self.denoiser.in_own_dtype(joined), sigma, conditioning)
+
+
+def _joined_shape(reference: Reference | None, channels: int, height: int, width: int) -> tuple[int, int, int]:
+    """Channels and sides of what the denoiser is given at latents of these."""
+    return channels, height, 2 * width if reference == "width" else width
 
 
 def _noise(shape: tuple[int, ...] | torch.Size, generator: Generators, like: Tensor) -> Tensor:
