@@ -15,6 +15,8 @@ LIGHTNING = {
     "test": "run its test loop",
     "predict": "run its predictions",
 }
+JUDGED = ("imgedit", "gedit")
+"""Benchmarks scored by a judge; `blip3o evaluate` has a parser of its own for them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -27,6 +29,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] in LIGHTNING:
         return _told(args[0], lambda: _lightning(args))
+    if args[:1] == ["evaluate"] and args[1:2] and args[1] in JUDGED:
+        options = _judged_parser(args[1]).parse_args(args[2:])
+        return _told("evaluate", lambda: _evaluate_judged(args[1], options))
     options = build_parser().parse_args(args)
     return _told(options.command, lambda: options.run(options))
 
@@ -86,14 +91,21 @@ def build_parser() -> argparse.ArgumentParser:
     edit.set_defaults(run=_edit)
 
     evaluate = commands.add_parser("evaluate", help="score a model on a benchmark")
-    evaluate.add_argument("benchmark", choices=["shapes"], help="which benchmark")
+    others = "; ".join(f"`blip3o evaluate {name} --help` tells of {name}" for name in JUDGED)
+    evaluate.add_argument("benchmark", choices=["shapes", "shapes-edit"], help=f"which benchmark ({others})")
     evaluate.add_argument(
         "--output_dir", type=Path, default=Path("runs/eval"), help="folder for images, results and summary"
     )
-    evaluate.add_argument("--num_captions", type=int, default=600, help="held-out captions, balanced over the tags")
-    evaluate.add_argument("--seed", type=int, default=0, help="of the captions and the images, at least 0")
+    evaluate.add_argument(
+        "--num_captions", type=int, default=600, help="of shapes: held-out captions, balanced over the tags"
+    )
+    evaluate.add_argument("--num_edits", type=int, default=300, help="shapes-edit: held-out edits, balanced over kinds")
+    evaluate.add_argument(
+        "--edit_kinds", nargs="+", metavar="KIND", help="of shapes-edit: kinds of edit (default: all)"
+    )
+    evaluate.add_argument("--seed", type=int, default=0, help="of the captions or edits and the images, at least 0")
     evaluate.add_argument("--batch_size", type=int, default=32, help="images generated at a time")
-    evaluate.add_argument("--world", default="shapes", help="world of the captions")
+    evaluate.add_argument("--world", default="shapes", help="world of the captions or edits")
     _add_model(evaluate)
     _add_settings(evaluate)
     evaluate.set_defaults(run=_evaluate)
@@ -121,13 +133,20 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("out", type=Path, help="new folder to write")
     export.set_defaults(run=_export)
 
-    data = commands.add_parser("data", help="look at the data of an experiment")
+    data = commands.add_parser("data", help="look at the data of an experiment, or encode it")
     checks = data.add_subparsers(dest="action", required=True, metavar="ACTION")
     check = checks.add_parser("check", help="read rows of every source, and say what can not be used")
     check.add_argument("config", type=Path, help="YAML with a `data` section")
     check.add_argument("--output", type=Path, help="PNG of samples to write")
     check.add_argument("--num", type=int, default=200, help="rows to read of each source (default: 200)")
     check.set_defaults(run=_check_data)
+    encode = checks.add_parser("encode", help="run the frozen encoders over the rows once, to train without them")
+    encode.add_argument("config", type=Path, help="experiment of `blip3o fit` with a JointModule")
+    encode.add_argument("--output_dir", type=Path, required=True, help="folder to write; the same call finishes one")
+    encode.add_argument("--num_rows", type=int, help="training rows (default: one pass, where the data ends)")
+    encode.add_argument("--shard_size", type=int, default=1000, help="rows a tar (default: 1000)")
+    encode.add_argument("--dtype", default="float32", help="of stored latents: float32, bfloat16 or float16")
+    encode.set_defaults(run=_encode_data)
 
     info = commands.add_parser("info", help="describe a model or an experiment, what they cost, and this machine")
     what = info.add_mutually_exclusive_group()
@@ -227,6 +246,9 @@ def _draw(
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    if options.benchmark == "shapes-edit":
+        _evaluate_edits(options)
+        return
     from blip3o.evaluation.shapes import evaluate, print_summary
 
     pipe = _pipeline(options)
@@ -242,6 +264,39 @@ def _evaluate(options: argparse.Namespace) -> None:
         **settings,
     )
     print_summary(summary, options.output_dir)
+
+
+def _evaluate_edits(options: argparse.Namespace) -> None:
+    from blip3o.evaluation.shapes_edit import evaluate_edits, print_edit_summary
+
+    summary = evaluate_edits(
+        _pipeline(options),
+        options.output_dir,
+        model_name=str(options.model),
+        num_edits=options.num_edits,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        world=options.world,
+        kinds=options.edit_kinds,
+        **{name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None},
+    )
+    print_edit_summary(summary, options.output_dir)
+
+
+def _judged_parser(benchmark: str) -> argparse.ArgumentParser:
+    from blip3o.evaluation.arguments import judged_parser
+
+    parser = judged_parser(benchmark)
+    _add_model(parser)
+    _add_settings(parser)
+    return parser
+
+
+def _evaluate_judged(benchmark: str, options: argparse.Namespace) -> None:
+    from blip3o.evaluation.command import evaluate_judged
+
+    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    evaluate_judged(benchmark, options, settings, lambda: _pipeline(options))
 
 
 def _ablate(options: argparse.Namespace) -> int:
@@ -272,6 +327,18 @@ def _check_data(options: argparse.Namespace) -> None:
     from blip3o.data.check import check_data
 
     check_data(options.config, options.output, options.num)
+
+
+def _encode_data(options: argparse.Namespace) -> None:
+    from blip3o.training.encode import encode_data
+
+    encode_data(
+        options.config,
+        options.output_dir,
+        num_rows=options.num_rows,
+        shard_size=options.shard_size,
+        dtype=options.dtype,
+    )
 
 
 def _info(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 
 from blip3o.ar.base import ARBackbone
@@ -115,6 +116,16 @@ def check_token_head(
     if references_in_condition:
         raise ValueError(
             f"reference_latents extends the condition, which diffusion ({head}) does not read; leave it out."
+        )
+
+
+def check_takes_latents(diffusion: DiffusionHead) -> None:
+    """Raises a ValueError if the head's loss takes no latents in place of images."""
+    if not diffusion.takes_latents or "latents" not in inspect.signature(diffusion.loss).parameters:
+        raise ValueError(
+            f"diffusion ({type(diffusion).__name__}) needs pixels: its loss takes no latents in place of images. Train "
+            "it on pictures, as with ShapesDataModule or ImageDataModule; or let its loss take `latents` and set "
+            "takes_latents = True."
         )
 
 

@@ -14,10 +14,16 @@ from torch import Tensor
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.bridge.base import Bridge
 from blip3o.diffusion.base import Codec, DiffusionHead, Generators
-from blip3o.fitting import build_bridge, build_reference_features, build_reference_latents, check_token_head
+from blip3o.fitting import (
+    build_bridge,
+    build_reference_features,
+    build_reference_latents,
+    check_takes_latents,
+    check_token_head,
+)
 from blip3o.part import Part
 from blip3o.prompts import PromptTemplate, SequenceBuilder, Supervise
-from blip3o.reading import as_generated, decoded_states, prompt_states, sequence_states
+from blip3o.reading import as_generated, decoded_states, image_codes, prompt_states, sequence_states
 from blip3o.references import Told, projected_latents, read_references, told_embeds
 from blip3o.structures import IGNORE_INDEX, ARStates, Conditioning, Generated
 from blip3o.tokenizers.base import ImageTokenizer
@@ -156,10 +162,12 @@ class Blip3oNext(Part):
 
     def losses(
         self,
-        images: Tensor,
+        images: Tensor | None,
         captions: Sequence[str],
         *,
         token_images: Tensor | None = None,
+        image_ids: Tensor | None = None,
+        latents: Tensor | None = None,
         references: Tensor | None = None,
         token_references: Tensor | None = None,
         supervise: Supervise = "all",
@@ -174,9 +182,12 @@ class Blip3oNext(Part):
         AR model trains through the bridge alone.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1], what the diffusion head learns to render.
+            images: (B, 3, H, W) in [-1, 1], what the diffusion head learns to render; None where `latents`, and where
+                tokens are needed `image_ids`, take their place.
             captions: B captions.
             token_images: (B, 3, h, w) in [-1, 1], the same pictures at the image tokenizer's size; `images` when None.
+            image_ids: (B, N) codes that the image tokenizer gave before; it is then not asked.
+            latents: (B, c, h, w) normalised latents that the head's codec gave before; it is then not asked.
             references: (B, R, 3, H, W) in [-1, 1], reference images; captions are then instructions.
             token_references: (B, R, 3, h, w), the same at the image tokenizer's size; `references` when None.
             supervise: where cross-entropy is taken; with `image` it is taken over the image ids alone, the set that
@@ -187,19 +198,24 @@ class Blip3oNext(Part):
             hidden_references: (R,) bool, rows whose references the diffusion head does not see, with zeros in place of
                 their latents after the condition and in noise space; the AR model is told of them all the same.
             generator: source of noise and timesteps, one or one for each of the R rows.
+
+        Raises:
+            ValueError: if neither images nor what takes their place are given, or the head takes no latents.
         """
+        target = images if latents is None else latents
+        if target is None:
+            raise ValueError("images and latents are both None; give one: it is what the diffusion head learns.")
+        if latents is not None:
+            check_takes_latents(self.diffusion)
         told = self._told(references if token_references is None else token_references)
         if self.bridge.needs_tokens:
-            with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-                image_ids = self.tokenizer.encode(
-                    images if token_images is None else token_images
-                ).ids  # in the tokenizer's own precision: they are the target
-            states, cross_entropy, num_tokens = self._taught(captions, image_ids, supervise, told)
+            codes = image_codes(self.tokenizer, images if token_images is None else token_images, image_ids)
+            states, cross_entropy, num_tokens = self._taught(captions, codes, supervise, told)
         else:
-            if len(captions) != len(images):
-                raise ValueError(f"captions ({len(captions)}) and images ({len(images)}) must have one length.")
+            if len(captions) != len(target):
+                raise ValueError(f"captions ({len(captions)}) and images ({len(target)}) must have one length.")
             states = self._asked(captions, told, known_words=True)
-            cross_entropy = num_tokens = torch.zeros((), device=images.device)
+            cross_entropy = num_tokens = torch.zeros((), device=target.device)
         states = states[rendered_rows]
         if dropped is not None:
             states = states.drop(dropped)
@@ -209,8 +225,11 @@ class Blip3oNext(Part):
             condition = condition.followed_by(projected_latents(self.diffusion, self.reference_latents, seen, gone))
         beside = self._beside(references)
         beside = None if beside is None else beside[rendered_rows]
-        hiding = {} if beside is None or hidden_references is None else {"hidden": hidden_references}
-        flow = self.diffusion.loss(images[rendered_rows], condition, beside, generator=generator, **hiding)
+        given: dict[str, Any] = {} if latents is None else {"latents": target[rendered_rows]}
+        if beside is not None and hidden_references is not None:
+            given["hidden"] = hidden_references
+        pixels = target[rendered_rows] if latents is None else None
+        flow = self.diffusion.loss(pixels, condition, beside, generator=generator, **given)
         return ModelLosses(cross_entropy, num_tokens, flow)
 
     @torch.no_grad()

@@ -13,6 +13,26 @@ from blip3o.structures import AROutput, ARStates, Generated
 from blip3o.tokenizers.base import ImageTokenizer
 
 
+@torch.no_grad()
+def image_codes(tokenizer: ImageTokenizer, images: Tensor | None, image_ids: Tensor | None) -> Tensor:
+    """The codes (B, N) of images (B, 3, h, w), or those that are known already.
+
+    Raises:
+        ValueError: if neither is given, or the codes are not as many as the tokenizer writes.
+    """
+    if image_ids is not None:
+        if image_ids.shape[1:] != (tokenizer.num_tokens(),):
+            raise ValueError(
+                f"image_ids has shape {tuple(image_ids.shape)}; {type(tokenizer).__name__} writes (B, "
+                f"{tokenizer.num_tokens()}): encode the images again, by this tokenizer."
+            )
+        return image_ids
+    if images is None:
+        raise ValueError("images and image_ids are both None; give one: it is what the AR model learns to write.")
+    with torch.autocast(images.device.type, enabled=False):  # in the tokenizer's own precision: they are the target
+        return tokenizer.encode(images).ids
+
+
 def sequence_states(
     bridge: Bridge, tokenizer: ImageTokenizer, output: AROutput, condition_mask: Tensor, image_ids: Tensor
 ) -> ARStates:

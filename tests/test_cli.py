@@ -19,6 +19,7 @@ from PIL import Image
 from blip3o import Blip3oPipeline
 from blip3o.cli import main
 from blip3o.images import read_settings
+from tests.tiny_edits import tiny_edit_pipe
 
 MINI = Path(__file__).parents[1] / "experiments/shapes/mini.yaml"
 PROMPT = "a red circle left of a blue square"
@@ -199,6 +200,36 @@ def test_wrong_usage_of_evaluate(
     blip3o: Command, tiny_folder: Path, tmp_path: Path, args: list[object], told: str
 ) -> None:
     given = ["evaluate", "shapes", "--model", tiny_folder, "--world", "shapes-mini", "--output_dir", "eval", *args]
+    assert_refused(blip3o(*given), told, tmp_path)
+
+
+def test_evaluate_shapes_edit_scores_held_out_edits(blip3o: Command, tmp_path: Path) -> None:
+    tiny_edit_pipe().save_pretrained(tmp_path / "model")
+    result = blip3o(
+        *("evaluate", "shapes-edit", "--model", "model", "--world", "shapes-mini", "--output_dir", "eval"),
+        *("--num_edits", 4, "--seed", 2, "--edit_kinds", "recolor", "combine", "--num_inference_steps", 1),
+    )
+    assert result.code == 0 and "consistency" in result.out and "written to eval" in result.out
+    assert (tmp_path / "eval/00003/references/1.png").is_file() and not (tmp_path / "eval/00004").exists()
+    summary = json.loads((tmp_path / "eval/summary.json").read_text())
+    assert (summary["benchmark"], summary["seed"], summary["num_images"]) == ("shapes-edit", 2, 4)
+    assert list(summary["kinds"]) == ["recolor", "combine"] and summary["settings"]["num_inference_steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        ([], "model can not be told an edit: its text tokenizer lacks ["),
+        (["--model", "tiny", "--world", "shapes"], "name a model that was trained on edits"),
+        (["--num_edits", 0], "num_edits (0) must be at least 1"),
+        (["--edit_kinds", "move"], "kind ('move') is no kind of edit"),
+        (["--edit_kinds"], "--edit_kinds: expected at least one argument"),
+    ],
+)
+def test_wrong_usage_of_evaluate_shapes_edit(
+    blip3o: Command, tiny_folder: Path, tmp_path: Path, args: list[object], told: str
+) -> None:
+    given = ["evaluate", "shapes-edit", "--model", tiny_folder, "--world", "shapes-mini", "--output_dir", "eval", *args]
     assert_refused(blip3o(*given), told, tmp_path)
 
 

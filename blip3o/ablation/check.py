@@ -8,11 +8,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from blip3o.ablation.metrics import build_metric
+from blip3o.ablation.metrics import Metric, build_metric
 from blip3o.ablation.plan import Combination, Plan
 from blip3o.ablation.runs import list_runs, redirected
 from blip3o.ablation.source import Where
+from blip3o.data.encoded import EncodedDataModule
 from blip3o.diffusion import DiffusionHead
+from blip3o.model import Blip3oNext
 from blip3o.pipeline import GenerationDefaults, check_settings
 from blip3o.shapes import World, get_world
 from blip3o.training.cli import TrainingCLI, build
@@ -30,17 +32,15 @@ def check_plan(plan: Plan, say: Callable[[str], None] = lambda text: None) -> No
     """
     if plan.evaluation is not None:
         _check_evaluation(plan, plan.evaluation)
-    for name, metric in plan.metrics.items():
-        try:
-            build_metric(metric)
-        except ValueError as error:
-            plan.source.fail(("metrics", name), str(error))
+    metrics = _built_metrics(plan)
     first = {run.combination: run for run in reversed(list_runs(plan))}
     for combination in plan.combinations:
         say(", ".join(variant for _, variant in combination))
         with TemporaryDirectory() as folder:
             try:
                 built = build(redirected(first[combination].settings["config"], Path(folder)))
+                if isinstance(built.datamodule, EncodedDataModule):
+                    built.datamodule.check_module(built.model)
                 _check_steps_and_sizes(built, plan.evaluation and first[combination].settings["metrics"]["shapes"])
             except Exception as error:  # a constructor may raise anything, and all of it is about the plan
                 told = essence(str(error) or type(error).__name__)
@@ -48,6 +48,8 @@ def check_plan(plan: Plan, say: Callable[[str], None] = lambda text: None) -> No
                 what = _named(plan, combination)
                 plan.source.fail(where, f"{what} can not be built: {told}")
             module = built.model
+            if hasattr(module, "generation_defaults"):
+                _check_metrics(plan, combination, metrics, module.model)
             if plan.primary.startswith("val/") and not _validates(built):
                 told = f"primary ({plan.primary}) is of validation, but {_named(plan, combination)} has none within "
                 told += f"{built.trainer.max_steps} steps; lower trainer.val_check_interval, or name another score."
@@ -58,6 +60,35 @@ def check_plan(plan: Plan, say: Callable[[str], None] = lambda text: None) -> No
                 )
                 plan.source.fail(("evaluation",), told)
             del module, built
+
+
+def _built_metrics(plan: Plan) -> dict[str, Metric]:
+    """The plan's own metrics; refused where the primary score is one of which less is better and the plan has it not.
+
+    Raises:
+        ValueError: naming the plan's line.
+    """
+    metrics = {}
+    for name, description in plan.metrics.items():
+        try:
+            metrics[name] = build_metric(description)
+        except ValueError as error:
+            plan.source.fail(("metrics", name), str(error))
+    kind, _, score = plan.primary.partition("/")
+    if kind in metrics and score.partition("/")[0] in metrics[kind].lower_is_better and plan.higher_is_better:
+        told = f"primary ({plan.primary}) is better where it is lower; add `higher_is_better: false`."
+        plan.source.fail(("primary",), told)
+    return metrics
+
+
+def _check_metrics(plan: Plan, combination: Combination, metrics: dict[str, Metric], model: Blip3oNext) -> None:
+    """Raises a ValueError if a metric could not score the model that a run will have trained."""
+    for name, metric in metrics.items():
+        try:
+            metric.check(model)
+        except ValueError as error:
+            told = f"metric {name!r} can not score {_named(plan, combination)}: {essence(str(error))}"
+            plan.source.fail(("metrics", name), told)
 
 
 def _check_steps_and_sizes(built: TrainingCLI, benchmark: dict[str, Any] | None) -> None:

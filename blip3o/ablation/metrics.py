@@ -8,9 +8,10 @@ import shutil
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from blip3o.evaluation.shapes import evaluate
+from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline
 
 
@@ -38,7 +39,16 @@ class Scores:
 
 
 class Metric(ABC):
-    """Scores a model. Constructor arguments come from the plan's `init_args`; all randomness must be its own."""
+    """Scores a model. Constructor arguments come from the plan's `init_args`; all randomness must be its own.
+
+    Attributes:
+        lower_is_better: names of scores of which less is better.
+    """
+
+    lower_is_better: ClassVar[tuple[str, ...]] = ()
+
+    def check(self, model: Blip3oNext) -> None:  # noqa: B027 (most metrics take every model)
+        """Refuses a model that it could not score, with a ValueError, before that is trained."""
 
     @abstractmethod
     def measure(self, pipe: Blip3oPipeline, folder: Path) -> Scores:

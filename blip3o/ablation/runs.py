@@ -7,12 +7,14 @@ import inspect
 import json
 import pkgutil
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from blip3o.ablation.merge import override
 from blip3o.ablation.plan import Combination, Plan
+from blip3o.data.shards import read_index
 
 RESULT = "result.json"
 SETTINGS = "run.json"
@@ -107,9 +109,13 @@ def _takes_seed(path: str) -> bool:
 
 
 def _world(config: dict[str, Any]) -> str:
-    """The world of the data, where it is named."""
+    """The world of the data, where it is named: in the configuration, or in the folder of encoded data."""
     data = config.get("data")
-    world = (data.get("init_args") or {}).get("world") if isinstance(data, dict) else None
+    arguments = (data.get("init_args") or {}) if isinstance(data, dict) else {}
+    world = arguments.get("world")
+    if isinstance(data, dict) and str(data.get("class_path")).rsplit(".")[-1] == "EncodedDataModule":
+        with suppress(ValueError):  # the check of the plan says what is wrong with the folder
+            world = read_index(str(arguments.get("folder"))).world
     return world if isinstance(world, str) else "shapes"
 
 

@@ -11,6 +11,7 @@ from blip3o.diffusion.pixart import PixArt
 from blip3o.diffusion.samplers import DDIM, DPMSolverMultistep, FlowMatchEuler, FlowMatchHeun, Sampler, UniPC
 from blip3o.diffusion.sana import Sana
 from blip3o.diffusion.sd3 import SD3
+from blip3o.diffusion.sde import FlowMatchSDE
 
 __all__ = [
     "DCAE",
@@ -24,6 +25,7 @@ __all__ = [
     "FlowHead",
     "FlowMatchEuler",
     "FlowMatchHeun",
+    "FlowMatchSDE",
     "FlowMatching",
     "KLCodec",
     "Lumina2",

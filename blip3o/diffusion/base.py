@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from blip3o.part import Part
@@ -20,6 +21,13 @@ def check_generators(generator: Generators, rows: int) -> None:
     """Raises a ValueError if a list of generators does not hold one a row."""
     if isinstance(generator, Sequence) and len(generator) != rows:
         raise ValueError(f"generator holds {len(generator)} generators for {rows} rows; give one, or one a row.")
+
+
+def draw_noise(shape: Sequence[int], generator: Generators, like: Tensor) -> Tensor:
+    """Standard normal numbers of a shape; a list of generators draws each row from its own."""
+    check_generators(generator, shape[0])
+    source = list(generator) if isinstance(generator, Sequence) else generator
+    return randn_tensor(tuple(shape), generator=source, device=like.device, dtype=like.dtype)
 
 
 class Codec(Part):
@@ -153,6 +161,9 @@ class DiffusionHead(Part):
     image_size: int | None = None
     """Side in pixels of the square images it renders, where it has one size."""
 
+    takes_latents: bool = False
+    """Whether `loss` takes latents in place of images, so that encoded data can train it."""
+
     def size_for(self, height: int, width: int) -> tuple[int, int]:
         """Height and width in pixels of what it renders of a picture of these sides: its square, unless it can more.
 
@@ -178,19 +189,21 @@ class DiffusionHead(Part):
     @abstractmethod
     def loss(
         self,
-        images: Tensor,
+        images: Tensor | None,
         conditioning: Conditioning,
         references: Tensor | None = None,
         generator: Generators = None,
+        latents: Tensor | None = None,
         hidden: Tensor | None = None,
     ) -> Tensor:
-        """Training losses (B,), one a row.
+        """Training losses (B,), one a row, the same for images and for the latents that `encode` makes of them.
 
         Args:
-            images: (B, 3, H, W) in [-1, 1].
+            images: (B, 3, H, W) in [-1, 1]; None where `latents` take their place.
             conditioning: embeds (B, L, C).
             references: (B, R, 3, H, W) in [-1, 1], or None; a head that can not use them raises a ValueError.
             generator: source of the noise and the timesteps.
+            latents: (B, c, h, w) normalised latents, for a head that `takes_latents`; others need no such argument.
             hidden: (B,) bool, rows whose references it must not see; given with `references` alone.
         """
 

@@ -45,14 +45,24 @@ class TokenDecoderHead(DiffusionHead):
 
     def loss(
         self,
-        images: Tensor,
+        images: Tensor | None,
         conditioning: Conditioning,
         references: Tensor | None = None,
         generator: Generators = None,
+        latents: Tensor | None = None,
         hidden: Tensor | None = None,
     ) -> Tensor:
-        """Zeros (B,), without a gradient: there is nothing to train."""
+        """Zeros (B,), without a gradient: there is nothing to train.
+
+        Raises:
+            ValueError: if references are given, or latents in place of images.
+        """
         _refuse(references)
+        if images is None:
+            raise ValueError(
+                f"images is None, but {type(self).__name__} has no codec and needs pixels; train on pictures, not on "
+                "encoded latents."
+            )
         return images.new_zeros(len(images))
 
     def sample(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Literal
 
 import torch
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from blip3o.diffusion.base import Codec, Denoiser, DiffusionHead, Generators, check_generators
+from blip3o.diffusion.base import Codec, Denoiser, DiffusionHead, Generators, draw_noise
 from blip3o.diffusion.guidance import Guidance, ReferenceGuidance
 from blip3o.diffusion.objectives import FlowMatching, Objective
 from blip3o.diffusion.samplers import Sampler, default_sampler
@@ -40,6 +38,8 @@ class FlowHead(DiffusionHead):
         ValueError: if the codec does not divide the image, the denoiser can not take its latents at that size,
             `reference` is unknown, or the sampler does not sample what the objective trains.
     """
+
+    takes_latents = True
 
     def __init__(
         self,
@@ -127,27 +127,44 @@ class FlowHead(DiffusionHead):
 
     def loss(
         self,
-        images: Tensor,
+        images: Tensor | None,
         conditioning: Conditioning,
         references: Tensor | None = None,
         generator: Generators = None,
+        latents: Tensor | None = None,
         hidden: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of the prediction, (B,); zeros take the place of references that are `hidden`."""
+        """Mean squared error of the prediction, (B,), of images or of their normalised latents (B, c, h, w).
+
+        Zeros take the place of the latents of references that are `hidden`.
+        """
+        if len(conditioning.embeds) == 0:
+            return conditioning.embeds.sum(dim=(1, 2))  # nothing, but part of the graph
+        with torch.no_grad(), torch.autocast(conditioning.embeds.device.type, enabled=False):
+            target = self._target(images, latents)  # in the codec's own precision
+            beside = self._reference_latents(references)
+            if beside is not None and hidden is not None:
+                beside = beside.masked_fill(hidden[:, None, None, None], 0.0)
+        sigma = self.objective.draw_levels(len(target), generator, target.device)
+        return self.velocity_loss(target, draw_noise(target.shape, generator, target), sigma, conditioning, beside)
+
+    def _target(self, images: Tensor | None, latents: Tensor | None) -> Tensor:
+        """The normalised latents (B, c, h, w) that are learnt."""
+        if latents is not None and images is None:
+            if latents.shape[1:] != self.latent_shape:
+                raise ValueError(
+                    f"latents has shape {tuple(latents.shape)}; this head renders {('B', *self.latent_shape)}: encode "
+                    "the images again, at its image_size and by its codec."
+                )
+            return self.codec.in_own_dtype(latents)
+        if images is None or latents is not None:
+            raise ValueError("images and latents: exactly one of them must be given, the other must be None.")
         if images.shape[1:] != (3, self.image_size, self.image_size):
             raise ValueError(
                 f"images has shape {tuple(images.shape)}; this head renders (B, 3, {self.image_size}, "
                 f"{self.image_size}): resize them, or set its image_size."
             )
-        if len(images) == 0:
-            return conditioning.embeds.sum(dim=(1, 2))  # nothing, but part of the graph
-        with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
-            latents = self.encode(images)  # in the codec's own precision: they are the target
-            beside = self._reference_latents(references)
-            if beside is not None and hidden is not None:
-                beside = beside.masked_fill(hidden[:, None, None, None], 0.0)
-        sigma = self.objective.draw_levels(len(latents), generator, latents.device)
-        return self.velocity_loss(latents, _noise(latents.shape, generator, latents), sigma, conditioning, beside)
+        return self.encode(images)
 
     def velocity_loss(
         self,
@@ -188,19 +205,64 @@ class FlowHead(DiffusionHead):
         """The sampler's steps from noise to latents (B, c, h, w)."""
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps ({num_inference_steps}) must be at least 1.")
-        beside = self._reference_latents(references)
-        guide = self._guide(conditioning, negative, guidance_scale, beside, image_guidance_scale)
+        guide = self.guided(
+            conditioning,
+            negative,
+            guidance_scale,
+            references=references,
+            image_guidance_scale=image_guidance_scale,
+        )
         embeds = self.denoiser.in_own_dtype(conditioning.embeds)
         shape = (len(embeds), *self._sampled_shape(size))
-        if beside is not None and beside.shape[2:] != shape[2:]:
+        sides = tuple(side * self.codec.spatial_factor for side in shape[2:])
+        if references is not None and references.shape[3:] != sides:
             raise ValueError(
-                f"references has latents of {tuple(beside.shape[2:])}, the image to render {shape[2:]}; resize them."
+                f"references has shape {tuple(references.shape)}, but the image to render is {sides}; resize them."
             )
         if latents is None:
-            latents = _noise(shape, generator, embeds)
+            latents = draw_noise(shape, generator, embeds)
         elif latents.shape != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this head and batch need {shape}.")
-        return self.sampler.run(guide, latents.to(embeds), self.objective, num_inference_steps)
+        return self.sampler.run(guide, latents.to(embeds), self.objective, num_inference_steps, generator)
+
+    def guided(
+        self,
+        conditioning: Conditioning,
+        negative: Conditioning | None = None,
+        guidance_scale: float = 1.0,
+        *,
+        references: Tensor | None = None,
+        denoiser: Denoiser | None = None,
+        image_guidance_scale: float | None = None,
+    ) -> Guidance | ReferenceGuidance:
+        """The prediction for a condition, to be called with noisy latents (B, c, h, w) and their noise levels (B,).
+
+        Args:
+            conditioning: embeds (B, L, C).
+            negative: the unconditional condition; needed unless `guidance_scale` is 1.
+            guidance_scale: classifier-free guidance, at least 0; 1 turns it off.
+            references: (B, 1, 3, H, W) in [-1, 1], or None.
+            denoiser: what predicts; the head's own when None.
+            image_guidance_scale: guidance by the references, see `sample`.
+
+        Raises:
+            ValueError: if a scale or what it needs is missing or out of range.
+        """
+        beside, scale = self._reference_latents(references), image_guidance_scale
+        seen = partial(self._predict, reference_latents=beside, denoiser=denoiser)
+        if scale is None:
+            return Guidance(seen, conditioning, negative, guidance_scale)
+        if beside is None and not conditioning.num_appended:
+            raise ValueError(
+                f"image_guidance_scale ({scale}) needs references that the head sees, in noise space or after the "
+                "condition; leave it out."
+            )
+        if scale == 1:  # the branch without references has no weight
+            text_hidden = None if negative is None else negative.with_appended_of(conditioning)
+            return Guidance(seen, conditioning, text_hidden, guidance_scale)
+        branches = None if beside is None else torch.cat([torch.zeros_like(beside), beside, beside])
+        all_three = partial(self._predict, reference_latents=branches, denoiser=denoiser)
+        return ReferenceGuidance(all_three, conditioning, negative, guidance_scale, scale)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to normalised latents."""
@@ -239,61 +301,32 @@ class FlowHead(DiffusionHead):
             raise ValueError(f"size ({size}) can not be rendered: {error}") from error
         return shape
 
-    def _guide(
-        self,
-        conditioning: Conditioning,
-        negative: Conditioning | None,
-        scale: float,
-        beside: Tensor | None,
-        image_scale: float | None,
-    ) -> Guidance | ReferenceGuidance:
-        """What predicts at every step.
-
-        Raises:
-            ValueError: if a scale or what it needs is missing or out of range.
-        """
-        seen = partial(self._predict, reference_latents=beside)
-        if image_scale is None:
-            return Guidance(seen, conditioning, negative, scale)
-        if beside is None and not conditioning.num_appended:
-            raise ValueError(
-                f"image_guidance_scale ({image_scale}) needs references that the head sees, in noise space or after "
-                "the condition; leave it out."
-            )
-        if image_scale == 1:  # the branch without references has no weight
-            text_hidden = None if negative is None else negative.with_appended_of(conditioning)
-            return Guidance(seen, conditioning, text_hidden, scale)
-        branches = None if beside is None else torch.cat([torch.zeros_like(beside), beside, beside])
-        all_three = partial(self._predict, reference_latents=branches)
-        return ReferenceGuidance(all_three, conditioning, negative, scale, image_scale)
-
     def _predict(
-        self, latents: Tensor, sigma: Tensor, conditioning: Conditioning, reference_latents: Tensor | None
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        conditioning: Conditioning,
+        reference_latents: Tensor | None,
+        denoiser: Denoiser | None = None,
     ) -> Tensor:
-        """The denoiser's prediction (B, c, h, w), the reference's latents joined to the noisy ones.
+        """A denoiser's prediction (B, c, h, w), the reference's latents joined to the noisy ones.
 
         It is given latents and condition in its own precision, and noise levels as they are.
         """
-        latents = self.denoiser.in_own_dtype(latents)
-        conditioning = replace(conditioning, embeds=self.denoiser.in_own_dtype(conditioning.embeds))
+        denoiser = self.denoiser if denoiser is None else denoiser
+        latents = denoiser.in_own_dtype(latents)
+        conditioning = replace(conditioning, embeds=denoiser.in_own_dtype(conditioning.embeds))
         if reference_latents is None:
-            return self.denoiser(latents, sigma, conditioning)
+            return denoiser(latents, sigma, conditioning)
         # Guidance by text doubles the rows; both branches see the reference.
         beside = reference_latents.to(latents.dtype).repeat(len(latents) // len(reference_latents), 1, 1, 1)
         if self.reference == "width":
-            return self.denoiser(torch.cat([latents, beside], dim=3), sigma, conditioning)[..., : latents.shape[3]]
+            return denoiser(torch.cat([latents, beside], dim=3), sigma, conditioning)[..., : latents.shape[3]]
         assert self.reference_proj is not None
         joined = self.reference_proj(torch.cat([latents, beside], dim=1).to(self.reference_proj.weight.dtype))
-        return self.denoiser(self.denoiser.in_own_dtype(joined), sigma, conditioning)
+        return denoiser(denoiser.in_own_dtype(joined), sigma, conditioning)
 
 
 def _joined_shape(reference: Reference | None, channels: int, height: int, width: int) -> tuple[int, int, int]:
     """Channels and sides of what the denoiser is given at latents of these."""
     return channels, height, 2 * width if reference == "width" else width
-
-
-def _noise(shape: tuple[int, ...] | torch.Size, generator: Generators, like: Tensor) -> Tensor:
-    """Standard normal numbers; a list of generators draws each row from its own."""
-    check_generators(generator, shape[0])
-    source = list(generator) if isinstance(generator, Sequence) else generator
-    return randn_tensor(tuple(shape), generator=source, device=like.device, dtype=like.dtype)

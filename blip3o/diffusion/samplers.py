@@ -16,6 +16,7 @@ from diffusers import (
 )
 from torch import Tensor
 
+from blip3o.diffusion.base import Generators
 from blip3o.diffusion.objectives import FlowMatching, Objective, VPrediction
 from blip3o.part import Part
 
@@ -51,6 +52,7 @@ class Sampler(Part):
         latents: Tensor,
         objective: Objective,
         num_inference_steps: int,
+        generator: Generators = None,
     ) -> Tensor:
         """Latents (B, c, h, w) from noise of that shape.
 
@@ -59,6 +61,7 @@ class Sampler(Part):
             latents: the noise.
             objective: what `predict` was trained for.
             num_inference_steps: calls of `predict` at most, at least 1.
+            generator: source of what a stochastic sampler draws, one or one a row; others draw nothing.
         """
         scheduler, levels = self.start(objective, num_inference_steps, latents.device)
         for level, timestep in zip(levels.to(latents.device), scheduler.timesteps, strict=True):

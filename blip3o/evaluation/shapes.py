@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from blip3o.shapes import World, evaluation_captions, get_world, metadata, resul
 
 MAX_SEED = 10**12
 _FILES = ("results.jsonl", "summary.json", "sheet.png")
+_SAMPLE = frozenset({"metadata.jsonl", "samples/0000.png"})
 
 
 def evaluate(
@@ -68,7 +69,7 @@ def evaluate(
         raise ValueError(f"output_dir ({root}) is a file; name a folder.")
     place = get_world(world)
     captions = evaluation_captions(place, num_captions, seed)
-    earlier = _earlier_files(root)
+    earlier = earlier_files(root)
     names: list[str] = []
     pictures: list[np.ndarray] = []
     for first in range(0, num_captions, batch_size):
@@ -77,7 +78,7 @@ def evaluate(
         images = pipe(batch, generator=generators, **settings).images  # type: ignore[arg-type]
         check_size(images[0], world)
         if first == 0:  # only now is it sure that the arguments are good
-            _remove(earlier)
+            remove(earlier)
         for index, (caption, image) in enumerate(zip(batch, images, strict=True), start=first):
             name = f"{index:05d}/samples/0000.png"
             _write_sample(root, index, name, image, metadata(caption, place))
@@ -127,8 +128,12 @@ def print_summary(report: dict[str, Any], output_dir: Path) -> None:
     console.print(f"written to {output_dir}", highlight=False, soft_wrap=True)
 
 
-def _earlier_files(root: Path) -> list[Path]:
+def earlier_files(root: Path, sample: Collection[str] = _SAMPLE) -> list[Path]:
     """What an earlier evaluation left in a folder; it goes, so that nothing of it is taken for a part of this one.
+
+    Args:
+        root: the folder.
+        sample: files that the folder of one image holds.
 
     Raises:
         ValueError: if the folder holds anything else.
@@ -137,20 +142,21 @@ def _earlier_files(root: Path) -> list[Path]:
         return []
     paths = sorted(root.iterdir())
     for path in paths:
-        if path.name not in _FILES and not _is_sample(path):
+        if path.name not in _FILES and not _is_sample(path, sample):
             raise ValueError(f"output_dir ({root}) holds {path.name}, which is no evaluation's; name another folder.")
     return paths
 
 
-def _is_sample(path: Path) -> bool:
-    """Whether a path is a numbered folder that holds one image of an evaluation and its metadata."""
+def _is_sample(path: Path, sample: Collection[str]) -> bool:
+    """Whether a path is a numbered folder that holds one image of an evaluation and what belongs to it."""
     if not (path.is_dir() and re.fullmatch(r"\d{5}", path.name)):
         return False
     inside = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
-    return inside <= {"metadata.jsonl", "samples/0000.png"}
+    return inside <= set(sample)
 
 
-def _remove(paths: Sequence[Path]) -> None:
+def remove(paths: Sequence[Path]) -> None:
+    """Removes files and folders."""
     for path in paths:
         if path.is_dir():
             shutil.rmtree(path)

@@ -82,21 +82,22 @@ def captions(world: World, tag: str, split: Split = "all") -> tuple[str, ...]:
 def _all_captions(world: World, tag: str) -> tuple[str, ...]:
     colored = [(color, shape) for color in world.colors for shape in world.shapes]
     if tag == "single_object":
-        return tuple(_noun(shape) for shape in world.shapes)
+        return tuple(noun(shape) for shape in world.shapes)
     if tag == "two_object":
-        return tuple(f"{_noun(a)} and {_noun(b)}" for a in world.shapes for b in world.shapes if a != b)
+        return tuple(f"{noun(a)} and {noun(b)}" for a in world.shapes for b in world.shapes if a != b)
     if tag == "counting":
         words = [COUNT_WORDS[count] for count in range(2, world.max_count + 1)]
         return tuple(f"{word} {color} {_plural(shape)}" for word in words for color, shape in colored)
     if tag == "colors":
-        return tuple(_noun(shape, color) for color, shape in colored)
+        return tuple(noun(shape, color) for color, shape in colored)
     pairs = [(a, b) for a in colored for b in colored if a[1] != b[1]]
     if tag == "position":
-        return tuple(f"{_noun(a[1], a[0])} {relation} {_noun(b[1], b[0])}" for a, b in pairs for relation in RELATIONS)
-    return tuple(f"{_noun(a[1], a[0])} and {_noun(b[1], b[0])}" for a, b in pairs if a[0] != b[0])
+        return tuple(f"{noun(a[1], a[0])} {relation} {noun(b[1], b[0])}" for a, b in pairs for relation in RELATIONS)
+    return tuple(f"{noun(a[1], a[0])} and {noun(b[1], b[0])}" for a, b in pairs if a[0] != b[0])
 
 
-def _noun(shape: str, color: str | None = None) -> str:
+def noun(shape: str, color: str | None = None) -> str:
+    """An object with its article, such as `an orange circle`."""
     phrase = shape if color is None else f"{color} {shape}"
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
@@ -164,8 +165,8 @@ def _parse_noun(caption: str, phrase: str, world: World) -> ObjectSpec:
     if shape not in world.shapes or (color is not None and color not in world.colors):
         words_known = f"perhaps a colour {world.colors}, and one of {world.shapes}"
         raise _unreadable(caption, f"{phrase!r} must be an article, {words_known}")
-    if phrase != _noun(shape, color):
-        raise _unreadable(caption, f"{phrase!r} should read {_noun(shape, color)!r}")
+    if phrase != noun(shape, color):
+        raise _unreadable(caption, f"{phrase!r} should read {noun(shape, color)!r}")
     return ObjectSpec(shape, color)
 
 

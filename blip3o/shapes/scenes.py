@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Literal
 
 import numpy as np
 
-from blip3o.shapes.captions import CaptionSpec, Split, captions, parse_caption
+from blip3o.shapes.captions import Split, captions, parse_caption
 from blip3o.shapes.geometry import EXTENTS
 from blip3o.shapes.world import World
 
@@ -114,11 +114,20 @@ def _draw_tag(world: World, split: Split, tag_weights: Mapping[str, float] | Non
     unknown = [name for name in tag_weights if name not in world.tags]
     if unknown:
         raise ValueError(f"tag_weights names {unknown}, which are not tags of this world; use {world.tags}.")
-    weights = [float(tag_weights.get(name, 0.0)) for name in world.tags]
-    if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
-        raise ValueError(f"tag_weights ({dict(tag_weights)}) must be finite, non-negative and not all zero.")
-    edges = np.cumsum(weights)
-    return world.tags[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
+    return draw_name("tag_weights", tag_weights, world.tags, rng)
+
+
+def draw_name(argument: str, weights: Mapping[str, float], names: Sequence[str], rng: np.random.Generator) -> str:
+    """Draws one of `names` by its weight; a name without one is never drawn.
+
+    Raises:
+        ValueError: Naming `argument`, if weights are not finite, negative or all zero.
+    """
+    values = [float(weights.get(name, 0.0)) for name in names]
+    if not (min(values) >= 0 and 0 < sum(values) < float("inf")):
+        raise ValueError(f"{argument} ({dict(weights)}) must be finite, non-negative and not all zero.")
+    edges = np.cumsum(values)
+    return names[int(np.searchsorted(edges, rng.random() * edges[-1], side="right"))]
 
 
 @cache
@@ -144,32 +153,47 @@ def scene_for_caption(world: World, caption: str, rng: np.random.Generator) -> S
     background: Background = "black" if rng.integers(2) else "white"
     kinds = [kind for kind in spec.objects for _ in range(kind.count)]
     colors = [kind.color or world.colors[int(rng.integers(len(world.colors)))] for kind in kinds]
-    layout = _draw_layout(world, spec, [kind.shape for kind in kinds], rng)
+    layout = draw_layout(world, [EXTENTS[kind.shape] for kind in kinds], rng, relation=spec.relation)
     objects = tuple(
         ShapeObject(kind.shape, color, x, y, h) for kind, color, (x, y, h) in zip(kinds, colors, layout, strict=True)
     )
     return Scene(background, objects, spec.tag, caption)
 
 
-def _draw_layout(
-    world: World, spec: CaptionSpec, shapes: list[str], rng: np.random.Generator
+def draw_layout(
+    world: World,
+    extents: Sequence[tuple[float, float]],
+    rng: np.random.Generator,
+    *,
+    relation: str | None = None,
+    sizes_of: int | None = None,
 ) -> list[tuple[float, float, float]]:
-    """Draws whole layouts until one obeys the rules; sizes shrink slowly so that one always comes."""
-    low, high = world.half_extents[len(shapes)]
-    extents = [EXTENTS[shape] for shape in shapes]
+    """Draws whole layouts until one obeys the rules; sizes shrink slowly so that one always comes.
+
+    Args:
+        world: Whose layout rules hold.
+        extents: Half-width and half-height of each object, in units of its half-extent.
+        rng: Source of the randomness; it is advanced.
+        relation: Where the first of two objects lies as seen from the second; anywhere when None.
+        sizes_of: Number of objects whose range of sizes is used, where it is another than that of `extents`.
+
+    Returns:
+        For each object x and y of its centre and its half-extent, in pixels.
+    """
+    low, high = world.half_extents[sizes_of or len(extents)]
     for block in range(_MAX_BLOCKS):
         span = (high - low) * 0.98**block
-        for draw in rng.random((_BLOCK, len(shapes), 3)).tolist():
-            layout = _place(world, spec, extents, draw, low, span)
+        for draw in rng.random((_BLOCK, len(extents), 3)).tolist():
+            layout = _place(world, relation, extents, draw, low, span)
             if layout is not None:
                 return layout
-    raise RuntimeError(f"no layout found for {spec.caption!r}; the world's sizes leave too little room.")
+    raise RuntimeError(f"no layout found for {len(extents)} object(s); the world's sizes leave too little room.")
 
 
 def _place(
     world: World,
-    spec: CaptionSpec,
-    extents: list[tuple[float, float]],
+    relation: str | None,
+    extents: Sequence[tuple[float, float]],
     draw: list[list[float]],
     low: float,
     span: float,
@@ -186,8 +210,8 @@ def _place(
             return None
         layout.append((x, y, h))
         boxes.append(box)
-    if spec.relation is not None:
+    if relation is not None:
         (x0, y0, _), (x1, y1, _) = layout
-        if not holds(spec.relation, x1 - x0, y1 - y0, world.position_margin):
+        if not holds(relation, x1 - x0, y1 - y0, world.position_margin):
             return None
     return layout

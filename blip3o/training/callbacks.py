@@ -24,7 +24,7 @@ StoredDtype = Literal["float32", "float16", "bfloat16"]
 
 
 class ShapesScore(Callback):
-    """Verifies the images that `validation_step` returns against the batch's captions.
+    """Verifies the images that `validation_step` returns against the batch's captions; edits are left out.
 
     Logs `STAGE/score` (overall) and `STAGE/score/TAG` for validation and test, and writes a sheet of the first images
     to `samples/STAGE-STEP.png` in the trainer's log folder.
@@ -60,9 +60,11 @@ class ShapesScore(Callback):
                 f"{type(pl_module).__name__} gives no images in validation, as a tokenizer that decodes to features; "
                 "leave ShapesScore out."
             )
-        self._images.append(to_uint8(outputs))
-        self._captions.extend(batch["caption"])
-        self._indices.extend(batch["index"].tolist())
+        edits = batch.get("edit", [""] * len(outputs))  # those are `ShapesEditScore`'s
+        rows = [row for row, edit in enumerate(edits) if not edit]
+        self._images.append(to_uint8(outputs[rows]))
+        self._captions.extend(batch["caption"][row] for row in rows)
+        self._indices.extend(batch["index"][rows].tolist())
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Scores them and writes the sheet."""
@@ -80,14 +82,16 @@ class ShapesScore(Callback):
         names = [f"{index:05d}" for index in self._indices]
         own = result_rows(verify(images, self._captions, self.world), self._captions, names, self.world)
         # Lightning's sampler gives some rows to two processes where they do not divide evenly; they count once.
-        rows = {row["filename"]: row for rows in _from_all_processes(own) for row in rows}
+        rows = {row["filename"]: row for rows in from_all_processes(own) for row in rows}
+        if not rows:
+            return
         scores = summary(list(rows.values()))
         # Every process has the rows of all and logs the same numbers.
         pl_module.log(f"{stage}/score", scores["overall"]["mean"], prog_bar=True)
         for tag, score in scores["tags"].items():
             pl_module.log(f"{stage}/score/{tag}", score["mean"])
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # log_dir is asked of all processes
-        if self.sheet and trainer.is_global_zero:
+        if self.sheet and len(images) and trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             contact_sheet(images[: self.sheet]).save(folder / f"{stage}-{trainer.global_step:06d}.png")
 
@@ -101,7 +105,7 @@ def _check_order(trainer: Trainer, export: Callback) -> None:
         )
 
 
-def _from_all_processes(value: Any) -> list[Any]:
+def from_all_processes(value: Any) -> list[Any]:
     """The values of all processes, in the order of their ranks."""
     if not (dist.is_available() and dist.is_initialized()):
         return [value]

@@ -14,6 +14,7 @@ from lightning.pytorch.cli import LightningCLI
 
 from blip3o.training.quiet import quiet
 
+_SEED = 0  # where a configuration names none
 _KEYWORDS = ("best", "last", "hpc")  # what Lightning takes in the place of a checkpoint's path
 
 
@@ -57,14 +58,19 @@ def run(args: Sequence[str], callbacks: Sequence[Callback] = ()) -> TrainingCLI:
 def build(config: dict[str, Any]) -> TrainingCLI:
     """Builds module, data and trainer of a configuration without running anything or writing a file.
 
+    Weights that nothing is loaded for are drawn from the configuration's seed, as a run would draw them.
+
     Args:
         config: the content of a YAML file of `blip3o fit`.
 
     Raises:
         ValueError: with what the parser or a constructor says.
     """
+    seed = config.get("seed_everything", _SEED)
     config = {**config, "seed_everything": False}  # what is built here is not run, and says nothing of seeds
     with quiet(everything=True), torch.random.fork_rng(devices=[]):
+        if isinstance(seed, int) and not isinstance(seed, bool):
+            torch.default_generator.manual_seed(seed)
         try:
             return _cli(config, run=False, save_config_callback=None, parser_kwargs={"exit_on_error": False})
         except ArgumentError as error:
@@ -77,7 +83,7 @@ def _cli(args: Any, callbacks: Sequence[Callback] = (), **kwargs: Any) -> Traini
         LightningDataModule,
         subclass_mode_model=True,
         subclass_mode_data=True,
-        seed_everything_default=0,
+        seed_everything_default=_SEED,
         trainer_defaults={"callbacks": list(callbacks)},
         args=args,
         **kwargs,

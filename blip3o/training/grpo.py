@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import numpy as np
-import torch
 from torch import Tensor
 
 from blip3o.ar.base import ARBackbone
-from blip3o.checkpoints import describe_model, load_weights
 from blip3o.model import Blip3oNext
-from blip3o.pipeline import Blip3oPipeline, GenerationDefaults, find_model
+from blip3o.pipeline import GenerationDefaults
 from blip3o.rewards.base import Reward
-from blip3o.training.averaging import EMA
 from blip3o.training.base import Optimization
 from blip3o.training.grpo_loss import LossType, ScaleRewards
-from blip3o.training.lora import merge_lora
 from blip3o.training.policy import TokenScores, score_tokens
 from blip3o.training.policy_module import PolicyModule
-from blip3o.training.reference import Reference, choose_trainable
-from blip3o.training.rollout import Rollout, write_and_render
+from blip3o.training.rollout import TokenRollout, write_and_render
+from blip3o.training.starting import start_from
 
 
-class GRPOModule(PolicyModule):
+class GRPOModule(PolicyModule[TokenRollout]):
     """Group relative policy optimisation of the AR model (BLIP3o-NEXT's reinforcement learning).
 
     Every step draws `num_generations` images of each prompt of the batch, scores them, and updates the AR model on
@@ -69,6 +63,8 @@ class GRPOModule(PolicyModule):
             model, or the model writes no image tokens; when a run starts, if it also averages adapters by `EMA`.
     """
 
+    learns = "ar"
+
     def __init__(
         self,
         model: str | Blip3oNext,
@@ -98,16 +94,12 @@ class GRPOModule(PolicyModule):
         validation: GenerationDefaults | None = None,
         seed: int = 0,
     ) -> None:
-        defaults = GenerationDefaults()
-        if isinstance(model, str):
-            model, defaults = _open(model)
+        model, defaults = start_from(model, weights)
         if not model.bridge.needs_tokens:
             raise ValueError(
                 f"bridge ({type(model.bridge).__name__}, reads {model.bridge.reads!r}) has the AR model write no image "
                 "tokens, which are what GRPO learns to choose; use one that reads 'image_tokens' or 'token_embeds'."
             )
-        for name, source in (weights or {}).items():
-            load_weights(model, name, source)
         super().__init__(
             model,
             rewards,
@@ -122,37 +114,23 @@ class GRPOModule(PolicyModule):
             scale_rewards=scale_rewards,
             minibatch_size=minibatch_size,
             microbatch_size=microbatch_size,
+            render_batch_size=render_batch_size,
             max_grad_norm=max_grad_norm,
             filter_zero_spread=filter_zero_spread,
             check_ratio=check_ratio,
+            trainable=trainable,
+            lora_rank=lora_rank,
             generation_defaults=validation or defaults,
             seed=seed,
         )
         if not temperature > 0:
             raise ValueError(f"temperature ({temperature}) must be above 0: groups need images that differ.")
-        if render_batch_size < 1:
-            raise ValueError(f"render_batch_size ({render_batch_size}) must be at least 1.")
         self.temperature = temperature
         self.token_guidance_scale = token_guidance_scale
-        self.render_batch_size = render_batch_size
         self.num_inference_steps = defaults.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.guidance_scale = defaults.guidance_scale if guidance_scale is None else guidance_scale
-        self.lora_rank = lora_rank
-        choose_trainable(model, trainable, lora_rank, seed)
-        self.reference = Reference(model.ar, lora=lora_rank is not None) if self.beta else None
-        self.eval()
 
-    def setup(self, stage: str) -> None:
-        """Refuses a moving average of adapters: they are merged before it would take their place."""
-        averages = any(isinstance(one, EMA) for one in self.trainer.callbacks)
-        if stage == "fit" and self.lora_rank is not None and averages:
-            raise ValueError(
-                f"callbacks lists EMA, which can not average the adapters of lora_rank ({self.lora_rank}), as they are "
-                "merged when training ends; leave EMA out, or leave lora_rank out to train the weights themselves."
-            )
-        super().setup(stage)
-
-    def roll_out(self, prompts: list[str], index: Tensor, step: int) -> Rollout:
+    def roll_out(self, prompts: list[str], index: Tensor, step: int) -> TokenRollout:
         """Writes and renders `num_generations` images of every prompt."""
         return write_and_render(
             self.model,
@@ -168,15 +146,12 @@ class GRPOModule(PolicyModule):
             render_batch_size=self.render_batch_size,
         )
 
-    def score(self, rollout: Rollout, rows: slice | Tensor, *, reference: bool = False) -> TokenScores:
+    def score(self, rollout: TokenRollout, rows: slice | Tensor, *, reference: bool = False) -> TokenScores:
         """What the AR model, or the reference, says of the tokens of some rows."""
         chosen = rows if isinstance(rows, slice) else rows.cpu().numpy()
         prompts: list[str] = np.array(rollout.prompts, dtype=object)[chosen].tolist()
-        backbone: AbstractContextManager[ARBackbone] = nullcontext(self.model.ar)
-        if reference:
-            assert self.reference is not None, "a reference is kept where beta is above 0"
-            backbone = self.reference.backbone(self.model.ar)
-        with backbone as ar:
+        with self.acting(reference=reference) as ar:
+            assert isinstance(ar, ARBackbone)
             return score_tokens(
                 self.model,
                 prompts,
@@ -185,17 +160,3 @@ class GRPOModule(PolicyModule):
                 token_guidance_scale=self.token_guidance_scale,
                 ar=ar,
             )
-
-    def on_train_end(self) -> None:
-        """Merges adapters, so that what is exported is a plain model."""
-        if self.lora_rank is not None:
-            merge_lora(self.model.ar)
-
-
-def _open(name: str) -> tuple[Blip3oNext, GenerationDefaults]:
-    """The model of a bundled name, folder or hub id; on the meta device only its shapes."""
-    if torch.get_default_device().type == "meta":
-        model, generation = describe_model(find_model(name))
-        return model, GenerationDefaults(**generation)
-    pipe = Blip3oPipeline.from_pretrained(name)
-    return pipe.model, pipe.defaults

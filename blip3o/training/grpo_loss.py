@@ -27,7 +27,7 @@ class TokenLosses:
         loss: (R, N).
         ratio: (R, N) probability under the policy over that under the policy that drew the token.
         clipped: (R, N) bool, where clipping left no gradient.
-        kl: (R, N) k3 estimates of the divergence from the reference, at least 0; None without one.
+        kl: (R, N) divergence from the reference, at least 0; None without one.
     """
 
     loss: Tensor
@@ -67,30 +67,37 @@ def token_losses(
     epsilon: float = 0.2,
     epsilon_high: float | None = None,
     beta: float = 0.0,
-    reference: Tensor | None = None,
+    kl: Tensor | None = None,
 ) -> TokenLosses:
     """The clipped surrogate of every token, with the divergence from a reference.
 
     Args:
-        log_probs: (R, N) under the policy; gradients flow through these alone.
+        log_probs: (R, N) under the policy; gradients flow through these and `kl` alone.
         old_log_probs: (R, N) under the policy that drew the tokens.
         advantages: (R,) of the sequences.
         epsilon: how far below 1 a ratio counts.
         epsilon_high: how far above 1 a ratio counts; `epsilon` when None.
         beta: weight of the divergence.
-        reference: (R, N) log-probabilities under the reference; None for none.
+        kl: (R, N) divergence from the reference; None for none.
     """
     high = epsilon if epsilon_high is None else epsilon_high
     ratio = (log_probs - old_log_probs).exp()
     gain = advantages[:, None]
     surrogate = torch.minimum(ratio * gain, ratio.clamp(1 - epsilon, 1 + high) * gain)
     clipped = ((ratio < 1 - epsilon) & (gain < 0)) | ((ratio > 1 + high) & (gain > 0))
-    loss, kl = -surrogate, None
-    if reference is not None:
-        behind = reference - log_probs
-        kl = behind.exp() - behind - 1
-        loss = loss + beta * kl
+    loss = -surrogate if kl is None else -surrogate + beta * kl
     return TokenLosses(loss, ratio, clipped, kl)
+
+
+def k3(log_probs: Tensor, reference: Tensor) -> Tensor:
+    """Estimates of the divergence of a policy from a reference, by what both say of tokens that the policy drew.
+
+    Args:
+        log_probs: under the policy.
+        reference: under the reference.
+    """
+    behind = reference - log_probs
+    return behind.exp() - behind - 1
 
 
 def summed(losses: Tensor, mask: Tensor, loss_type: LossType) -> Tensor:

@@ -20,7 +20,7 @@ class RewardGuards(Callback):
 
     Args:
         patience: steps.
-        max_kl: limit of `train/kl`, nats a token; None for none.
+        max_kl: limit of `train/kl`, nats a token, or a number of the latents; None for none.
         held_out: metric of validation that should rise; `val/score` of `ShapesScore` judges apart from the reward.
         hacking_patience: validations.
         stop: whether a warning also ends the run, after its step or validation.
@@ -81,7 +81,7 @@ class RewardGuards(Callback):
             trainer,
             "reference drift",
             self.max_kl is not None and kl > self.max_kl,
-            f"the divergence from the reference is {kl:.3g} nats a token, above max_kl ({self.max_kl}). Usual causes: "
+            f"the divergence from the reference is {kl:.3g} nats, above max_kl ({self.max_kl}). Usual causes: "
             "a learning rate too high, beta too low, a reward that asks for something degenerate",
         )
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from blip3o.ar.base import Sampling
 from blip3o.checkpoints import load_weights
+from blip3o.data.shards import EncodedIndex
 from blip3o.diffusion.base import Codec
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import GenerationDefaults, check_settings
@@ -16,6 +17,7 @@ from blip3o.prompts import Supervise
 from blip3o.training.attention import fast_attention
 from blip3o.training.base import Optimization, TrainingModule
 from blip3o.training.dropout import check_dropout, dropped_rows
+from blip3o.training.fingerprint import check_encoders
 from blip3o.training.freezing import freeze
 from blip3o.training.mixed import mixed_latents, mixed_losses
 from blip3o.training.randomness import row_generators, row_uniform
@@ -25,7 +27,8 @@ class JointModule(TrainingModule):
     """Cross-entropy plus flow matching on captioned images and edits (BLIP3o-NEXT's joint loss).
 
     A batch holds `index`, `caption` and `image`, and may hold `token_image`, `num_references`, `references` and
-    `token_references`; rows with and without references train in one batch (`blip3o.training.mixed`).
+    `token_references`; rows with and without references train in one batch (`blip3o.training.mixed`). What the frozen
+    encoders would make of the pictures may take their place, as `image_ids` and `latents` (`EncodedDataModule`).
 
     All randomness of a row is a pure function of (seed, row index), so that batches may be split over processes and
     runs resumed without changing a number.
@@ -109,6 +112,10 @@ class JointModule(TrainingModule):
             image_guidance_scale=image_guidance_scale,
         )
         check_settings(self.generation_defaults)
+
+    def check_encoders(self, index: EncodedIndex) -> None:
+        """Raises a ValueError unless this model's encoders made the data of an encoded folder."""
+        check_encoders(index, self.model)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The weighted loss, averaged over the tokens and rows of all processes."""

@@ -1,4 +1,4 @@
-"""Low-rank adapters on the AR model, by peft: the base stays as it is and serves as the reference."""
+"""Low-rank adapters on one part of a model, by peft: the base stays as it is and serves as the reference."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from blip3o.ar.base import ARBackbone
 
+def add_lora(part: nn.Module, rank: int, seed: int = 0) -> None:
+    """Puts an adapter on every linear layer of `part`, in place; it changes nothing at first.
 
-def add_lora(ar: ARBackbone, rank: int, seed: int = 0) -> None:
-    """Puts an adapter on every linear layer of `ar` but the output head, in place; it changes nothing at first.
+    An AR model's output head gets none.
 
     Args:
-        ar: the backbone.
+        part: of a model.
         rank: of the adapters; their product is scaled by 2.
         seed: of their starting values.
 
@@ -30,17 +30,17 @@ def add_lora(ar: ARBackbone, rank: int, seed: int = 0) -> None:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ImportError("lora_rank needs peft; install the extra with `pip install 'blip3o[lora]'`.") from error
-    head = getattr(ar, "head", None)
-    names = [name for name, layer in ar.named_modules() if isinstance(layer, nn.Linear) and layer.weight is not head]
+    head = getattr(part, "head", None)
+    names = [name for name, layer in part.named_modules() if isinstance(layer, nn.Linear) and layer.weight is not head]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), ar)
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), part)
 
 
 @contextmanager
-def without_lora(ar: ARBackbone) -> Iterator[None]:
-    """Within the block, `ar` is what it was before the adapters."""
-    layers = [layer for _, layer in _adapted(ar)]
+def without_lora(part: nn.Module) -> Iterator[None]:
+    """Within the block, `part` is what it was before the adapters."""
+    layers = [layer for _, layer in _adapted(part)]
     for layer in layers:
         layer.enable_adapters(False)
     try:
@@ -50,15 +50,15 @@ def without_lora(ar: ARBackbone) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merge_lora(ar: ARBackbone) -> None:
-    """Adds the adapters to the weights and takes them away, so that `ar` has its own names again."""
-    for name, layer in _adapted(ar):
+def merge_lora(part: nn.Module) -> None:
+    """Adds the adapters to the weights and takes them away, so that `part` has its own names again."""
+    for name, layer in _adapted(part):
         layer.merge()
         parent, _, own = name.rpartition(".")
-        setattr(ar.get_submodule(parent), own, layer.get_base_layer())
+        setattr(part.get_submodule(parent), own, layer.get_base_layer())
 
 
-def _adapted(ar: ARBackbone) -> list[tuple[str, Any]]:
+def _adapted(part: nn.Module) -> list[tuple[str, Any]]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    return [(name, layer) for name, layer in ar.named_modules() if isinstance(layer, BaseTunerLayer)]
+    return [(name, layer) for name, layer in part.named_modules() if isinstance(layer, BaseTunerLayer)]

@@ -53,7 +53,8 @@ def mixed_losses(
 
     Args:
         model: the composed model.
-        batch: `index`, `image`, perhaps `token_image`, and what `by_references` reads.
+        batch: `index`, `image`, perhaps `token_image`, and what `by_references` reads. Encoded rows hold `image_ids`
+            and `latents`, which are used in place of the pictures.
         captions: B captions or instructions.
         supervise: where cross-entropy is taken.
         rendered_rows: (R,) int64, ascending, rows that train the diffusion head.
@@ -68,11 +69,12 @@ def mixed_losses(
     for rows, references in by_references(batch):
         chosen = torch.nonzero(torch.isin(rendered_rows, rows))[:, 0]
         order.append(chosen)
-        token_images = batch.get("token_image")
         losses = model.losses(
-            batch["image"][rows],
+            _chosen(batch, "image", rows),
             [captions[row] for row in rows.tolist()],
-            token_images=None if token_images is None else token_images[rows],
+            token_images=_chosen(batch, "token_image", rows),
+            image_ids=_chosen(batch, "image_ids", rows),
+            latents=_chosen(batch, "latents", rows),
             **references,
             supervise=supervise,
             rendered_rows=torch.searchsorted(rows, rendered_rows[chosen]),
@@ -116,6 +118,11 @@ def mixed_latents(
         latents.append(rendered.latents)
         order.append(rows)
     return torch.cat(latents)[torch.cat(order).argsort()]
+
+
+def _chosen(batch: Batch, name: str, rows: Tensor) -> Tensor | None:
+    """The chosen rows of what a batch may hold."""
+    return batch[name][rows] if name in batch else None
 
 
 def _nothing_of(model: Blip3oNext) -> Tensor:

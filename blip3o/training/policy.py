@@ -1,7 +1,8 @@
-"""The policy of reinforcement learning: how likely the AR model is to write given image tokens."""
+"""What a policy of reinforcement learning says of its actions, and how likely the AR model is to write given tokens."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,10 +12,35 @@ from torch import Tensor
 
 from blip3o.ar.base import ARBackbone
 from blip3o.model import Blip3oNext
+from blip3o.training.grpo_loss import k3
 
 
 @dataclass(frozen=True)
-class TokenScores:
+class Scores(ABC):
+    """What a policy says of R sequences of N actions.
+
+    Attributes:
+        log_probs: (R, N) float32, of the actions that were taken.
+    """
+
+    log_probs: Tensor
+
+    @property
+    @abstractmethod
+    def kept(self) -> Tensor:
+        """What must be kept of a reference's scores, R rows, to tell the divergence from it."""
+
+    @abstractmethod
+    def divergence(self, reference: Tensor) -> Tensor:
+        """The divergence (R, N), at least 0, from a reference of whose scores this was `kept`."""
+
+    def logged(self) -> dict[str, Tensor]:
+        """What else is worth logging: (R, N) each, without gradient."""
+        return {}
+
+
+@dataclass(frozen=True)
+class TokenScores(Scores):
     """What the policy says of given tokens.
 
     Attributes:
@@ -22,8 +48,20 @@ class TokenScores:
         entropy: (R, N) float32 of the distribution over image ids at each token, without gradient.
     """
 
-    log_probs: Tensor
     entropy: Tensor
+
+    @property
+    def kept(self) -> Tensor:
+        """The log-probabilities."""
+        return self.log_probs
+
+    def divergence(self, reference: Tensor) -> Tensor:
+        """The k3 estimate."""
+        return k3(self.log_probs, reference)
+
+    def logged(self) -> dict[str, Tensor]:
+        """The entropy."""
+        return {"entropy": self.entropy}
 
 
 def score_tokens(

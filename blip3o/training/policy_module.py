@@ -6,7 +6,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, Self, get_args
+from typing import Any, ClassVar, Generic, Self, TypeVar, get_args
 
 import torch
 from lightning.pytorch.strategies import ParallelStrategy
@@ -14,28 +14,40 @@ from torch import Tensor
 
 from blip3o.ar.base import Sampling
 from blip3o.model import Blip3oNext
+from blip3o.part import Part
 from blip3o.pipeline import GenerationDefaults, check_settings
 from blip3o.pixels import to_uint8
 from blip3o.rewards.base import Reward, WeightedSum
+from blip3o.training.averaging import EMA
 from blip3o.training.base import Optimization, TrainingModule
 from blip3o.training.grpo_loss import LossType, ScaleRewards, count, group_advantages, spread, summed, token_losses
-from blip3o.training.policy import TokenScores
+from blip3o.training.lora import merge_lora
+from blip3o.training.policy import Scores
 from blip3o.training.randomness import row_generators
+from blip3o.training.reference import Reference, choose_trainable
 from blip3o.training.rollout import Rollout, chunks, minibatches, read_prompts
 
 RATIO_TOLERANCE = 1e-4
 
+AnyRollout = TypeVar("AnyRollout", bound=Rollout)
 
-class PolicyModule(TrainingModule):
+
+class PolicyModule(TrainingModule, Generic[AnyRollout]):
     """Group relative policy optimisation of some policy; subclasses say how it draws and scores.
 
     The arguments are `GRPOModule`'s. Batches hold `index`, `prompt` (or `caption`) and perhaps `metadata`. The
     trainer's `max_steps` and the schedule count updates, of which a rollout makes `num_iterations` times the number of
     minibatches. Groups with a reward that is no number are left out, and a gradient that is none moves nothing.
 
+    Attributes:
+        learns: name of the part of the model that is the policy.
+
     Raises:
-        ValueError: if a number is out of range or a name unknown.
+        ValueError: if a number is out of range, a name unknown, or `trainable` reaches beyond the policy; when a run
+            starts, if it also averages adapters by `EMA`.
     """
+
+    learns: ClassVar[str]
 
     def __init__(
         self,
@@ -53,9 +65,12 @@ class PolicyModule(TrainingModule):
         scale_rewards: ScaleRewards,
         minibatch_size: int | None,
         microbatch_size: int | None,
+        render_batch_size: int,
         max_grad_norm: float | None,
         filter_zero_spread: bool,
         check_ratio: bool,
+        trainable: list[str] | None,
+        lora_rank: int | None,
         generation_defaults: GenerationDefaults,
         seed: int,
     ) -> None:
@@ -72,6 +87,7 @@ class PolicyModule(TrainingModule):
             ("num_iterations", num_iterations, 1),
             ("minibatch_size", 1 if minibatch_size is None else minibatch_size, 1),
             ("microbatch_size", 1 if microbatch_size is None else microbatch_size, 1),
+            ("render_batch_size", render_batch_size, 1),
             ("beta", beta or 0.0, 0),
             ("epsilon", epsilon, 0),
             ("epsilon_high", epsilon_high or 0.0, 0),
@@ -92,26 +108,57 @@ class PolicyModule(TrainingModule):
         self.scale_rewards: ScaleRewards = scale_rewards
         self.minibatch_size = minibatch_size
         self.microbatch_size = microbatch_size
+        self.render_batch_size = render_batch_size
         self.max_grad_norm = max_grad_norm
         self.filter_zero_spread = filter_zero_spread
         self.check_ratio = check_ratio
         self.generation_defaults = generation_defaults
+        self.lora_rank = lora_rank
+        choose_trainable(model, self.learns, trainable, lora_rank, seed)
+        self.reference = Reference(self.policy, lora=lora_rank is not None) if self.beta else None
         self.eval()
 
+    @property
+    def policy(self) -> Part:
+        """The part that learns."""
+        part = self.model.get_submodule(self.learns)
+        assert isinstance(part, Part)
+        return part
+
     @abstractmethod
-    def roll_out(self, prompts: list[str], index: Tensor, step: int) -> Rollout:
+    def roll_out(self, prompts: list[str], index: Tensor, step: int) -> AnyRollout:
         """Draws `num_generations` images of every prompt, whose indices are `index` (P,)."""
 
     @abstractmethod
-    def score(self, rollout: Rollout, rows: slice | Tensor, *, reference: bool = False) -> TokenScores:
+    def score(self, rollout: AnyRollout, rows: slice | Tensor, *, reference: bool = False) -> Scores:
         """What the policy, or the reference (without gradient), says of the actions of some rows of a rollout."""
+
+    @contextmanager
+    def acting(self, *, reference: bool) -> Iterator[Part]:
+        """Within the block, the policy, or the reference without gradient."""
+        if not reference:
+            yield self.policy
+            return
+        assert self.reference is not None, "a reference is kept where beta is above 0"
+        with self.reference.of(self.policy) as part:
+            yield part
 
     def train(self, mode: bool = True) -> Self:
         """Stays in evaluation mode: the policy that draws and the one that is updated must be the same."""
         return super().train(False)
 
     def setup(self, stage: str) -> None:
-        """Refuses a precision that scales the loss, and so the norm of the gradient; makes the rewards ready."""
+        """Refuses what would not work, and makes the rewards ready.
+
+        A precision that scales the loss scales the norm of the gradient too; adapters are merged before their average
+        would take their place.
+        """
+        averages = any(isinstance(one, EMA) for one in self.trainer.callbacks)
+        if stage == "fit" and self.lora_rank is not None and averages:
+            raise ValueError(
+                f"callbacks lists EMA, which can not average the adapters of lora_rank ({self.lora_rank}), as they are "
+                "merged when training ends; leave EMA out, or leave lora_rank out to train the weights themselves."
+            )
         if self.trainer.precision == "16-mixed":
             raise ValueError("precision (16-mixed) scales the gradients; use bf16-mixed or 32-true.")
         if stage != "predict":
@@ -158,13 +205,13 @@ class PolicyModule(TrainingModule):
         return advantages.masked_fill(~finite[:, None], 0.0).float(), kept
 
     def _updates(
-        self, rollout: Rollout, advantages: Tensor, kept: Tensor, groups: Sequence[range]
+        self, rollout: AnyRollout, advantages: Tensor, kept: Tensor, groups: Sequence[range]
     ) -> dict[str, Tensor]:
         """All updates of a rollout; means over them of what is worth logging."""
         reference = None
         if self.beta:
             every = chunks(len(rollout.prompts), self.microbatch_size)
-            reference = torch.cat([self.score(rollout, rows, reference=True).log_probs for rows in every])
+            reference = torch.cat([self.score(rollout, rows, reference=True).kept for rows in every])
         logged: list[dict[str, Tensor]] = []
         for iteration in range(self.num_iterations):
             for group in groups:
@@ -177,7 +224,7 @@ class PolicyModule(TrainingModule):
 
     def _update(
         self,
-        rollout: Rollout,
+        rollout: AnyRollout,
         rows: Tensor,
         num_sequences: int,
         advantages: Tensor,
@@ -208,14 +255,14 @@ class PolicyModule(TrainingModule):
                     epsilon=self.epsilon,
                     epsilon_high=self.epsilon_high,
                     beta=self.beta,
-                    reference=None if reference is None else reference[part],
+                    kl=None if reference is None else scores.divergence(reference[part]),
                 )
                 if first and self.check_ratio:
                     _check_ratio(losses.ratio.detach())
                 mask = torch.full_like(losses.clipped, len(rows) > 0)
                 loss = summed(losses.loss, mask, self.loss_type)
                 self.manual_backward(loss / total)
-            seen = {"ratio": losses.ratio, "clip_fraction": losses.clipped, "entropy": scores.entropy}
+            seen = {"ratio": losses.ratio, "clip_fraction": losses.clipped, **scores.logged()}
             seen |= {} if losses.kl is None else {"kl": losses.kl}
             # Like the loss, over the mean count of all processes: the mean over these is then that over all tokens.
             means = {name: value.detach()[mask].float().sum() / num_tokens for name, value in seen.items()}
@@ -235,6 +282,11 @@ class PolicyModule(TrainingModule):
         """Within the block, gradients are summed over processes only where it is the last of an update."""
         strategy = self.trainer.strategy
         return nullcontext() if last or not isinstance(strategy, ParallelStrategy) else strategy.block_backward_sync()
+
+    def on_train_end(self) -> None:
+        """Merges adapters, so that what is exported is a plain model."""
+        if self.lora_rank is not None:
+            merge_lora(self.policy)
 
     def evaluation_step(self, batch: dict[str, Any], stage: str) -> Tensor:
         """Rewards of images made for held-out prompts with the settings of validation."""
@@ -267,7 +319,7 @@ def _check_ratio(ratio: Tensor) -> None:
     if not worst <= RATIO_TOLERANCE:
         raise ValueError(
             f"the first update's ratio is off 1 by {worst:.2g}, more than {RATIO_TOLERANCE}: the policy that drew the "
-            "tokens is not the one that is updated. Train in precision 32-true, or set check_ratio to false."
+            "actions is not the one that is updated. Train in precision 32-true, or set check_ratio to false."
         )
 
 

@@ -22,15 +22,24 @@ class Rollout:
 
     Attributes:
         prompts: P G prompts, each G times.
-        ids: (P G, N) codes.
-        log_probs: (P G, N) float32, under the policy that drew them.
+        log_probs: (P G, N) float32, of the N actions of each, under the policy that took them.
         images: (P G, H, W, 3) uint8.
     """
 
     prompts: list[str]
-    ids: Tensor
     log_probs: Tensor
     images: np.ndarray
+
+
+@dataclass(frozen=True)
+class TokenRollout(Rollout):
+    """A rollout whose actions are the image tokens.
+
+    Attributes:
+        ids: (P G, N) codes.
+    """
+
+    ids: Tensor
 
 
 def generation_generators(
@@ -70,7 +79,7 @@ def write_and_render(
     num_inference_steps: int = 30,
     guidance_scale: float = 2.0,
     render_batch_size: int = 32,
-) -> Rollout:
+) -> TokenRollout:
     """Writes and renders `num_generations` images of every prompt.
 
     The AR model runs in its own precision whatever the autocast, as the updates do; its prompt is read once a group.
@@ -113,7 +122,7 @@ def write_and_render(
             generator=noise_from[some],
         )
         images.append(to_uint8(model.diffusion.decode(latents)))
-    return Rollout(rows, tokens.ids, tokens.log_probs.float(), np.concatenate(images))
+    return TokenRollout(rows, tokens.log_probs.float(), np.concatenate(images), tokens.ids)
 
 
 def minibatches(num_prompts: int, num_generations: int, size: int | None) -> list[range]:

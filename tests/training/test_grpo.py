@@ -20,7 +20,7 @@ from blip3o.training.base import Optimization
 from blip3o.training.callbacks import ExportModel
 from blip3o.training.grpo import GRPOModule
 from blip3o.training.policy import score_tokens
-from blip3o.training.rollout import Rollout
+from blip3o.training.rollout import TokenRollout
 from tests.tiny import tiny_model
 from tests.training.toy import Brightness, Scripted, fit, grpo
 
@@ -43,7 +43,7 @@ def constant(lr: float) -> Optimization:
 class Painted(GRPOModule):
     """Pictures that show their tokens: a cell is white where its id is one of the lower half."""
 
-    def roll_out(self, prompts: list[str], index: torch.Tensor, step: int) -> Rollout:
+    def roll_out(self, prompts: list[str], index: torch.Tensor, step: int) -> TokenRollout:
         rollout = super().roll_out(prompts, index, step)
         cells = (rollout.ids < 32).numpy().astype(np.uint8) * 255
         return replace(rollout, images=repeat(cells, "b (h w) -> b (h 8) (w 8) c", h=4, c=3))
@@ -130,12 +130,12 @@ def test_beta_pulls_back_to_the_reference() -> None:
         for parameter in module.model.ar.parameters():
             parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
     away = divergence(module, tiny_model())
-    assert module.reference is not None and module.reference.ar is not None
-    kept = {name: p.clone() for name, p in module.reference.ar.named_parameters()}
+    assert module.reference is not None and module.reference.part is not None
+    kept = {name: p.clone() for name, p in module.reference.part.named_parameters()}
     steps = fit(module, steps=25, batch_size=2).steps
     assert divergence(module, tiny_model()) < 0.6 * away
     assert np.mean([one["kl"] for one in steps[-3:]]) < 0.6 * np.mean([one["kl"] for one in steps[:3]])
-    for name, parameter in module.reference.ar.named_parameters():
+    for name, parameter in module.reference.part.named_parameters():
         assert torch.equal(parameter, kept[name])
 
 
@@ -267,7 +267,7 @@ def test_validation_gives_images_and_rewards_of_held_out_prompts() -> None:
         ({"microbatch_size": 0}, r"microbatch_size \(0\)"),
         ({"render_batch_size": 0}, r"render_batch_size \(0\)"),
         ({"max_grad_norm": 0.0}, r"max_grad_norm \(0\.0\) must be above 0"),
-        ({"trainable": ["ar.*", "bridge.*"]}, r"matches bridge\..*, which is not of the AR model"),
+        ({"trainable": ["ar.*", "bridge.*"]}, r"matches bridge\..*, which is not of ar;"),
         ({"trainable": ["ar.lm.nothing"]}, "match no parameter"),
         ({"lora_rank": 0}, r"lora_rank \(0\)"),
         ({"lora_rank": 2, "trainable": ["ar.*"]}, "exclude each other"),

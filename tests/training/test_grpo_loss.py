@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blip3o.training.grpo_loss import LossType, count, group_advantages, spread, summed, token_losses
+from blip3o.training.grpo_loss import LossType, count, group_advantages, k3, spread, summed, token_losses
 
 ROWS, TOKENS = 6, 5
 
@@ -67,7 +67,7 @@ def test_the_loss_is_what_is_written_out(
         epsilon=low,
         epsilon_high=high,
         beta=beta,
-        reference=b["reference"],
+        kl=k3(b["log_probs"], b["reference"]),
     )
     value = summed(losses.loss, b["mask"], kind) / count(b["mask"], kind, ROWS)
     expected = written_out(b, kind, low, low if high is None else high, beta)
@@ -96,7 +96,7 @@ def test_clipping_is_told_where_it_leaves_no_gradient() -> None:
 def test_the_divergence_pulls_towards_the_reference() -> None:
     log_probs = torch.tensor([[-1.0, -3.0]], requires_grad=True)
     reference = torch.tensor([[-2.0, -2.0]])
-    losses = token_losses(log_probs, log_probs.detach(), torch.zeros(1), beta=0.5, reference=reference)
+    losses = token_losses(log_probs, log_probs.detach(), torch.zeros(1), beta=0.5, kl=k3(log_probs, reference))
     losses.loss.sum().backward()
     assert losses.kl is not None
     assert losses.kl.tolist()[0] == pytest.approx([math.exp(-1) + 1 - 1, math.exp(1) - 1 - 1])

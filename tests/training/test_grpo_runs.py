@@ -18,14 +18,13 @@ GRPO = ROOT / "experiments/shapes/grpo.yaml"
 BUNDLED = ROOT / "blip3o/assets/tiny"
 
 
-def config(folder: Path, **arguments: Any) -> str:
+def config(folder: Path, module: str = "grpo.GRPOModule", **arguments: Any) -> str:
     """A run of GRPO on the smallest composition, untrained, for the brightness of its pictures."""
     model = yaml.safe_load(MINI.read_text())["model"]["init_args"]["model"]
     values = {
         "model": model,
         "rewards": [{"class_path": "tests.training.toy.Brightness"}],
         "num_generations": 4,
-        "num_inference_steps": 1,
         "beta": 0.1,
         "max_grad_norm": None,
         "microbatch_size": 5,
@@ -34,7 +33,7 @@ def config(folder: Path, **arguments: Any) -> str:
     }
     whole = {
         "seed_everything": 0,
-        "model": {"class_path": "blip3o.training.grpo.GRPOModule", "init_args": values},
+        "model": {"class_path": f"blip3o.training.{module}", "init_args": values},
         "data": {
             "class_path": "blip3o.data.shapes_prompts.ShapesPromptsDataModule",
             "init_args": {"world": "shapes-mini", "seed": 1, "batch_size": 4, "num_val": 5, "num_prompts": 1},
@@ -87,7 +86,7 @@ def test_two_processes_take_the_same_step_as_one(tmp_path: Path, monkeypatch: py
     for folder in (one, two):
         folder.mkdir()
     args = {"filter_zero_spread": True, "rewards": [{"class_path": "tests.training.toy.FirstCaptions"}]}
-    path = config(tmp_path, loss_type="dapo", scale_rewards="batch", **args)
+    path = config(tmp_path, num_inference_steps=1, loss_type="dapo", scale_rewards="batch", **args)
     fit_here(one, monkeypatch, "--config", path)
     fit(two, "--config", path, "--data.batch_size", "2", "--trainer.devices", "2", "--trainer.strategy", "ddp")
     expected, actual = load_file(one / "step.safetensors"), load_file(two / "step.safetensors")

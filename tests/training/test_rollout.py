@@ -9,13 +9,20 @@ import torch
 
 from blip3o.ar import CausalLM
 from blip3o.training.policy import score_tokens
-from blip3o.training.rollout import Rollout, chunks, generation_generators, minibatches, read_prompts, write_and_render
+from blip3o.training.rollout import (
+    TokenRollout,
+    chunks,
+    generation_generators,
+    minibatches,
+    read_prompts,
+    write_and_render,
+)
 from tests.tiny import tiny_model
 
 CAPTIONS = ["a red circle", "two blue squares"]
 
 
-def rolled(captions: list[str], index: list[int], *, step: int = 3, scale: float = 1.0) -> Rollout:
+def rolled(captions: list[str], index: list[int], *, step: int = 3, scale: float = 1.0) -> TokenRollout:
     return write_and_render(
         tiny_model(),
         captions,

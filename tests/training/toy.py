@@ -13,8 +13,10 @@ from blip3o.model import Blip3oNext
 from blip3o.rewards.base import Reward
 from blip3o.shapes import SHAPES_MINI, sample_scene
 from blip3o.training.base import Optimization
+from blip3o.training.flow_grpo import FlowGRPOModule
 from blip3o.training.grpo import GRPOModule
 from blip3o.training.history import History
+from blip3o.training.policy_module import PolicyModule
 from blip3o.training.quiet import quiet
 from tests.tiny import tiny_model
 
@@ -65,6 +67,18 @@ def grpo(model: Blip3oNext | None = None, rewards: list[Reward] | None = None, *
     return GRPOModule(model or tiny_model(), rewards or [Brightness()], **{**values, **arguments})
 
 
+def flow_grpo(model: Blip3oNext | None = None, rewards: list[Reward] | None = None, **arguments: Any) -> FlowGRPOModule:
+    """Four images of a prompt, drawn in four steps, of which three are random."""
+    values: dict[str, Any] = {
+        "optimization": Optimization(lr=1e-3, schedule="linear", warmup_steps=0),
+        "num_generations": 4,
+        "num_train_steps": 4,
+        "beta": None,
+        "guidance_scale": 1.0,
+    }
+    return FlowGRPOModule(model or tiny_model(), rewards or [Brightness()], **{**values, **arguments})
+
+
 def prompts(batch_size: int = 2, **arguments: Any) -> ShapesPromptsDataModule:
     """Captions of 32-pixel scenes."""
     values = {"world": "shapes-mini", "batch_size": batch_size, "num_val": 4, "num_prompts": 1}
@@ -72,7 +86,7 @@ def prompts(batch_size: int = 2, **arguments: Any) -> ShapesPromptsDataModule:
 
 
 def fit(
-    module: GRPOModule, *, steps: int, callbacks: Sequence[Callback] = (), batch_size: int = 2, **arguments: Any
+    module: PolicyModule[Any], *, steps: int, callbacks: Sequence[Callback] = (), batch_size: int = 2, **arguments: Any
 ) -> History:
     """Trains and returns what every rollout logged."""
     history = History()

@@ -1,0 +1,33 @@
+"""The model that a run starts from: built from parts, or named."""
+
+from __future__ import annotations
+
+import torch
+
+from blip3o.checkpoints import describe_model, load_weights
+from blip3o.model import Blip3oNext
+from blip3o.pipeline import Blip3oPipeline, GenerationDefaults, find_model
+
+
+def start_from(model: str | Blip3oNext, weights: dict[str, str] | None = None) -> tuple[Blip3oNext, GenerationDefaults]:
+    """The model with the weights it starts from, and how it generates where a call says nothing.
+
+    Args:
+        model: a composed model; or a bundled name, a folder or a hub id. On the meta device a named one has its shapes
+            alone.
+        weights: what to start parts from, by name, as for `JointModule`.
+
+    Raises:
+        ValueError: if there is no model of that name, or `weights` do not fit.
+    """
+    defaults = GenerationDefaults()
+    if isinstance(model, str):
+        if torch.get_default_device().type == "meta":
+            model, generation = describe_model(find_model(model))
+            defaults = GenerationDefaults(**generation)
+        else:
+            pipe = Blip3oPipeline.from_pretrained(model)
+            model, defaults = pipe.model, pipe.defaults
+    for name, source in (weights or {}).items():
+        load_weights(model, name, source)
+    return model, defaults
