@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch_size", type=int, default=32, help="images generated at a time")
     evaluate.add_argument("--world", default="shapes", help="world of the captions or edits")
     _add_model(evaluate)
-    _add_settings(evaluate)
+    _add_settings(evaluate, EDIT_SETTINGS)
     evaluate.set_defaults(run=_evaluate)
 
     ablate = commands.add_parser("ablate", help="do all runs of a plan and report what differs")
@@ -236,7 +236,7 @@ def _draw(
         **given,
         **settings,
     )
-    defaults = {name: value for name, value in vars(pipe.defaults).items() if name in names and value is not None}
+    defaults = {name: value for name, value in pipe.defaults.given().items() if name in names}
     used = defaults | {name: value for name, value in settings.items() if value is not None}
     paths = numbered(options.output, options.num_images)
     records = [{"prompt": prompt, "model": options.model, "seed": seed, **record, **used} for seed in seeds]
@@ -252,7 +252,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from blip3o.evaluation.shapes import evaluate, print_summary
 
     pipe = _pipeline(options)
-    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    settings = {name: getattr(options, name) for name in EDIT_SETTINGS if getattr(options, name) is not None}
     summary = evaluate(
         pipe,
         options.output_dir,
@@ -278,7 +278,7 @@ def _evaluate_edits(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         world=options.world,
         kinds=options.edit_kinds,
-        **{name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None},
+        **{name: getattr(options, name) for name in EDIT_SETTINGS if getattr(options, name) is not None},
     )
     print_edit_summary(summary, options.output_dir)
 
@@ -288,14 +288,14 @@ def _judged_parser(benchmark: str) -> argparse.ArgumentParser:
 
     parser = judged_parser(benchmark)
     _add_model(parser)
-    _add_settings(parser)
+    _add_settings(parser, EDIT_SETTINGS)
     return parser
 
 
 def _evaluate_judged(benchmark: str, options: argparse.Namespace) -> None:
     from blip3o.evaluation.command import evaluate_judged
 
-    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    settings = {name: getattr(options, name) for name in EDIT_SETTINGS if getattr(options, name) is not None}
     evaluate_judged(benchmark, options, settings, lambda: _pipeline(options))
 
 

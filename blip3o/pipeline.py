@@ -50,6 +50,10 @@ class GenerationDefaults:
     top_p: float = 0.95
     image_guidance_scale: float | None = None
 
+    def given(self) -> dict[str, float | int]:
+        """The settings that are not None, as they are recorded."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
 
 @dataclass(frozen=True)
 class PipelineOutput:
@@ -120,8 +124,7 @@ class Blip3oPipeline:
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Writes `config.yaml`, one safetensors file a part and the text tokenizer."""
-        generation = {name: value for name, value in vars(self.defaults).items() if value is not None}
-        return save_model(self.model, folder, generation=generation, dtype=dtype)
+        return save_model(self.model, folder, generation=self.defaults.given(), dtype=dtype)
 
     def __call__(
         self,

@@ -186,7 +186,7 @@ def _parts(report: Report) -> str:
         f'<td class="number">{part.num_parameters:,}</td><td>{escape(part.sizes)}</td></tr>'
         for part in report.parts
     )
-    settings = ", ".join(f"{name} {value}" for name, value in report.defaults.items() if value is not None)
+    settings = ", ".join(f"{name} {value}" for name, value in report.defaults.items())
     return f"""<section id="parts">
 <h2>The parts</h2>
 <p>Each can be exchanged for another of its kind by a line of YAML.</p>
