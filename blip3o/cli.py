@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 LIGHTNING = {
     "fit": "train the module and data of a YAML file",
@@ -75,6 +76,20 @@ def build_parser() -> argparse.ArgumentParser:
     _add_settings(generate)
     generate.set_defaults(run=_generate)
 
+    edit = commands.add_parser("edit", help="change pictures as an instruction says")
+    edit.add_argument("input", type=Path, metavar="IN.png", help="picture to edit, whose proportions are kept")
+    edit.add_argument("instruction", help="what to change")
+    edit.add_argument(
+        "--image", type=Path, action="append", default=[], help="another picture to look at; may be repeated"
+    )
+    edit.add_argument("--output", type=Path, help="PNG to write, as for generate; an input only if named here")
+    edit.add_argument("--num_images", type=int, default=1, help="edits to make in one batch")
+    edit.add_argument("--seed", type=int, default=0, help="any 63-bit number; edit i is drawn with seed + i")
+    edit.add_argument("--aspect", choices=["keep", "square"], default="keep", help="square: edit the central square")
+    _add_model(edit)
+    _add_settings(edit, EDIT_SETTINGS)
+    edit.set_defaults(run=_edit)
+
     evaluate = commands.add_parser("evaluate", help="score a model on a benchmark")
     others = "; ".join(f"`blip3o evaluate {name} --help` tells of {name}" for name in JUDGED)
     evaluate.add_argument("benchmark", choices=["shapes", "shapes-edit"], help=f"which benchmark ({others})")
@@ -92,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--batch_size", type=int, default=32, help="images generated at a time")
     evaluate.add_argument("--world", default="shapes", help="world of the captions or edits")
     _add_model(evaluate)
-    _add_settings(evaluate)
+    _add_settings(evaluate, EDIT_SETTINGS)
     evaluate.set_defaults(run=_evaluate)
 
     ablate = commands.add_parser("ablate", help="do all runs of a plan and report what differs")
@@ -149,9 +164,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--trust_remote_code", action="store_true", help="import classes from any package")
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
+def _add_settings(
+    parser: argparse.ArgumentParser, names: Mapping[str, Callable[[str], float | int]] | None = None
+) -> None:
     group = parser.add_argument_group("generation (the model's own defaults where left out)")
-    for name, kind in SETTINGS.items():
+    for name, kind in (names or SETTINGS).items():
         group.add_argument(f"--{name}", type=kind)
 
 
@@ -163,33 +180,68 @@ SETTINGS: dict[str, Callable[[str], float | int]] = {
     "top_k": int,
     "top_p": float,
 }
+EDIT_SETTINGS = SETTINGS | {"image_guidance_scale": float}
 
 
 def _generate(options: argparse.Namespace) -> None:
-    from blip3o.images import check_output, numbered, save_png
+    _check_drawn(options)
+    _draw(options, options.prompt, SETTINGS, {})
+
+
+def _edit(options: argparse.Namespace) -> None:
+    from blip3o.data.pictures import Limits, Unreadable, read_picture
+    from blip3o.reference_images import MAX_PIXELS, MIN_SIZE
+
+    inputs, named = [options.input, *options.image], options.output
+    options.output = named or Path("out.png")
+    _check_drawn(options, inputs, named)
+    pictures = []
+    for path in inputs:
+        try:
+            pictures.append(read_picture(path, Limits(MIN_SIZE, MAX_PIXELS)))
+        except Unreadable as error:
+            raise ValueError(f"image ({path}) {error}; give another picture.") from error
+    record = {"image": [str(path) for path in inputs], "aspect": options.aspect}
+    _draw(options, options.instruction, EDIT_SETTINGS, record, image=pictures, aspect=options.aspect)
+
+
+def _check_drawn(options: argparse.Namespace, inputs: Sequence[Path] = (), named: Path | None = None) -> None:
+    """Raises where the pictures can not be drawn or written, or would replace `inputs` whose path was not `named`."""
+    from blip3o.images import check_kept, check_output, numbered
 
     if options.num_images < 1:
         raise ValueError(f"num_images ({options.num_images}) must be at least 1.")
     if not -(2**63) <= options.seed <= 2**63 - 1:
         raise ValueError(f"seed ({options.seed}) must lie in -2**63..2**63 - 1; choose another.")
-    paths = numbered(options.output, options.num_images)
-    for path in paths:
+    for path in numbered(options.output, options.num_images):
         check_output(path)
+        check_kept(path, () if path == named else inputs)
+
+
+def _draw(
+    options: argparse.Namespace, prompt: str, names: Mapping[str, object], record: Mapping[str, object], **given: Any
+) -> None:
+    """Draws and writes pictures, with the settings of `names`, `record` and what else made them."""
+    from blip3o.images import numbered, save_pngs
+
     pipe = _pipeline(options)
     import torch
 
-    settings = {name: getattr(options, name) for name in SETTINGS}
+    settings = {name: getattr(options, name) for name in names}
     seeds = [options.seed + index for index in range(options.num_images)]
     output = pipe(
-        options.prompt,
+        prompt,
         num_images_per_prompt=options.num_images,
         generator=[torch.Generator().manual_seed(seed) for seed in seeds],
+        **given,
         **settings,
     )
-    used = {name: value for name, value in settings.items() if value is not None}
-    for path, image, seed in zip(paths, output.images, seeds, strict=True):
-        record = {"prompt": options.prompt, "model": options.model, "seed": seed, **vars(pipe.defaults), **used}
-        save_png(image, path, record)
+    defaults = {name: value for name, value in pipe.defaults.given().items() if name in names}
+    used = defaults | {name: value for name, value in settings.items() if value is not None}
+    paths = numbered(options.output, options.num_images)
+    records = [{"prompt": prompt, "model": options.model, "seed": seed, **record, **used} for seed in seeds]
+    save_pngs(list(zip(output.images, paths, records, strict=True)))
+    for path in paths:
         print(path)
 
 
@@ -200,7 +252,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     from blip3o.evaluation.shapes import evaluate, print_summary
 
     pipe = _pipeline(options)
-    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    settings = {name: getattr(options, name) for name in EDIT_SETTINGS if getattr(options, name) is not None}
     summary = evaluate(
         pipe,
         options.output_dir,
@@ -226,7 +278,7 @@ def _evaluate_edits(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         world=options.world,
         kinds=options.edit_kinds,
-        **{name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None},
+        **{name: getattr(options, name) for name in EDIT_SETTINGS if getattr(options, name) is not None},
     )
     print_edit_summary(summary, options.output_dir)
 
@@ -236,14 +288,14 @@ def _judged_parser(benchmark: str) -> argparse.ArgumentParser:
 
     parser = judged_parser(benchmark)
     _add_model(parser)
-    _add_settings(parser)
+    _add_settings(parser, EDIT_SETTINGS)
     return parser
 
 
 def _evaluate_judged(benchmark: str, options: argparse.Namespace) -> None:
     from blip3o.evaluation.command import evaluate_judged
 
-    settings = {name: getattr(options, name) for name in SETTINGS if getattr(options, name) is not None}
+    settings = {name: getattr(options, name) for name in EDIT_SETTINGS if getattr(options, name) is not None}
     evaluate_judged(benchmark, options, settings, lambda: _pipeline(options))
 
 

@@ -35,16 +35,33 @@ def numbered(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(count)]
 
 
+def check_kept(path: Path, inputs: Sequence[Path]) -> None:
+    """Raises a ValueError where writing at `path` would replace one of the input pictures, which nobody asked for."""
+    for one in inputs:
+        if path.exists() and one.exists() and path.samefile(one):
+            raise ValueError(
+                f"output ({path}) would replace an input picture; name that very file by --output, or another."
+            )
+
+
 def save_png(image: Image.Image, path: Path, settings: Mapping[str, Any]) -> None:
     """Writes a PNG whose text chunk `blip3o` holds `settings` as JSON, through a file that is renamed when whole."""
-    info = PngInfo()
-    info.add_text(METADATA_KEY, json.dumps(settings, sort_keys=True))
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    save_pngs([(image, path, settings)])
+
+
+def save_pngs(pictures: Sequence[tuple[Image.Image, Path, Mapping[str, Any]]]) -> None:
+    """Writes PNGs, each with its path and its settings, as `save_png` does; none is renamed before all are whole."""
+    partials = [path.with_name(f".{path.name}.{os.getpid()}.part") for _, path, _ in pictures]
     try:
-        image.save(partial, format="PNG", pnginfo=info)
-        partial.replace(path)
+        for (image, _, settings), partial in zip(pictures, partials, strict=True):
+            info = PngInfo()
+            info.add_text(METADATA_KEY, json.dumps(settings, sort_keys=True))
+            image.save(partial, format="PNG", pnginfo=info)
+        for (_, path, _), partial in zip(pictures, partials, strict=True):
+            partial.replace(path)
     finally:
-        partial.unlink(missing_ok=True)
+        for partial in partials:
+            partial.unlink(missing_ok=True)
 
 
 def read_settings(path: Path) -> dict[str, Any]:

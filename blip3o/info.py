@@ -95,7 +95,7 @@ def print_model_info(name: str, devices: int = 8, *, trust_remote_code: bool = F
     _print_image_cost(console, model, defaults)
     memory = training_memory(module.parameters(), state_size(module.build_optimizer()), 4)
     _print_memory(console, memory, "AdamW, 4 bytes a number", devices)
-    console.print("defaults: " + ", ".join(f"{key}={value}" for key, value in vars(defaults).items()))
+    console.print("defaults: " + ", ".join(f"{key}={value}" for key, value in defaults.given().items()))
     console.print(describe_machine())
 
 

@@ -173,6 +173,7 @@ class Blip3oNext(Part):
         supervise: Supervise = "all",
         rendered_rows: Tensor | slice = slice(None),
         dropped: Tensor | None = None,
+        hidden_references: Tensor | None = None,
         generator: Generators = None,
     ) -> ModelLosses:
         """Cross-entropy of the image tokens and the diffusion head's losses, from one AR pass.
@@ -192,7 +193,10 @@ class Blip3oNext(Part):
             supervise: where cross-entropy is taken; with `image` it is taken over the image ids alone, the set that
                 decoding draws from.
             rendered_rows: rows that train the diffusion head, an index (R,) or a slice.
-            dropped: (R,) bool, rows whose condition is replaced by the null condition.
+            dropped: (R,) bool, rows whose condition is replaced by the null condition: zeros before the bridge and,
+                unless `hidden_references` says other, in place of the references' latents after it.
+            hidden_references: (R,) bool, rows whose references the diffusion head does not see, with zeros in place of
+                their latents after the condition and in noise space; the AR model is told of them all the same.
             generator: source of noise and timesteps, one or one for each of the R rows.
 
         Raises:
@@ -217,16 +221,15 @@ class Blip3oNext(Part):
             states = states.drop(dropped)
         condition = self.bridge(states)
         if self.reference_latents is not None and references is not None:
-            projected = projected_latents(self.diffusion, self.reference_latents, references[rendered_rows])
-            if dropped is not None:
-                projected = projected.masked_fill(dropped[:, None, None], 0.0)
-            condition = condition.followed_by(projected)
+            gone, seen = dropped if hidden_references is None else hidden_references, references[rendered_rows]
+            condition = condition.followed_by(projected_latents(self.diffusion, self.reference_latents, seen, gone))
         beside = self._beside(references)
         beside = None if beside is None else beside[rendered_rows]
-        if latents is None:
-            flow = self.diffusion.loss(target[rendered_rows], condition, beside, generator=generator)
-        else:
-            flow = self.diffusion.loss(None, condition, beside, generator=generator, latents=target[rendered_rows])
+        given: dict[str, Any] = {} if latents is None else {"latents": target[rendered_rows]}
+        if beside is not None and hidden_references is not None:
+            given["hidden"] = hidden_references
+        pixels = target[rendered_rows] if latents is None else None
+        flow = self.diffusion.loss(pixels, condition, beside, generator=generator, **given)
         return ModelLosses(cross_entropy, num_tokens, flow)
 
     @torch.no_grad()
@@ -295,6 +298,8 @@ class Blip3oNext(Part):
         latents: Tensor | None = None,
         references: Tensor | None = None,
         token_references: Tensor | None = None,
+        image_guidance_scale: float | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Rendered:
         """Captions to image tokens and latents; `diffusion.decode` turns these into pixels.
 
@@ -308,7 +313,17 @@ class Blip3oNext(Part):
             latents: initial noise (B, c, h, w).
             references: (B, R, 3, H, W) in [-1, 1], reference images at the diffusion head's size.
             token_references: (B, R, 3, h, w), the same at the image tokenizer's size; `references` when None.
+            image_guidance_scale: guidance by the references that the diffusion head sees, `guidance_scale` being that
+                by the text; 1 leaves them in all branches. When None, one scale guides by the text and the latents
+                after the condition, as published.
+            size: height and width in pixels of what is rendered, and of `references`; the head's own when None.
+
+        Raises:
+            ValueError: if `image_guidance_scale` is given where the diffusion head sees no references.
         """
+        if image_guidance_scale is not None and references is None:
+            raise ValueError(f"image_guidance_scale ({image_guidance_scale}) needs `references`; leave it out.")
+        self.check_shown("image_guidance_scale", image_guidance_scale)
         tokens = self.write(
             captions,
             sampling=sampling,
@@ -325,9 +340,24 @@ class Blip3oNext(Part):
             generator=generator,
             latents=latents,
             references=self._beside(references),
-            **self._pictures(tokens),
+            **self._only_given(tokens, image_guidance_scale=image_guidance_scale, size=size),
         )
         return Rendered(tokens, conditioning, drawn)
+
+    @property
+    def shows_references(self) -> bool:
+        """Whether the diffusion head itself sees reference images, in noise space or after the condition."""
+        projects = self.reference_latents is not None and self.reference_latents.num_positions(1) != 0
+        return projects or getattr(self.diffusion, "reference", None) is not None
+
+    def check_shown(self, name: str, value: float | None) -> None:
+        """Raises where a setting of what the diffusion head sees of reference images is given, and it sees none."""
+        if value is not None and not self.shows_references:
+            raise ValueError(
+                f"{name} ({value}) is about reference images that the diffusion head sees, but in this model the AR "
+                "model alone is told of them; leave it out, or build the model with reference_latents or with "
+                "FlowHead(reference=...)."
+            )
 
     def _taught(
         self, captions: Sequence[str], image_ids: Tensor, supervise: Supervise, told: Told
@@ -354,9 +384,10 @@ class Blip3oNext(Part):
         states = sequence_states(self.bridge, self.tokenizer, output, sequences.condition_mask, image_ids)
         return states, cross_entropy, scored.sum()
 
-    def _pictures(self, tokens: Generated) -> dict[str, Tensor]:
-        """What a head that reads tokens takes besides: the tokenizer's decoding of them."""
-        return {"pictures": self.tokenizer.decode(tokens.ids)} if self.diffusion.reads == "tokens" else {}
+    def _only_given(self, tokens: Generated, **settings: Any) -> dict[str, Any]:
+        """Settings that are given, since not every head takes them, and decoded tokens for one that reads tokens."""
+        given = {name: value for name, value in settings.items() if value is not None}
+        return given | ({"pictures": self.tokenizer.decode(tokens.ids)} if self.diffusion.reads == "tokens" else {})
 
     def _asked(self, captions: Sequence[str], told: Told, *, known_words: bool = False) -> ARStates:
         """What the bridge reads of prompts alone."""

@@ -19,11 +19,11 @@ from blip3o.checkpoints import CONFIG_NAME, MODEL_FILES, load_model, save_model
 from blip3o.diffusion.base import Generators
 from blip3o.loading import resolve_folder
 from blip3o.model import Blip3oNext
-from blip3o.pixels import cropped, squeezed, to_uint8
-from blip3o.structures import MAX_REFERENCES, Conditioning
+from blip3o.pixels import to_uint8
+from blip3o.reference_images import Aspect, Images, as_references, check_images
+from blip3o.structures import Conditioning
 
 OutputType = Literal["pil", "np", "pt", "latent"]
-Images = Image.Image | Sequence[Image.Image] | Sequence[Sequence[Image.Image]]
 ASSETS = Path(__file__).parent / "assets"
 
 
@@ -38,6 +38,8 @@ class GenerationDefaults:
         temperature: of the image tokens.
         top_k: most likely image tokens kept; 0 keeps all.
         top_p: probability mass of the image tokens kept.
+        image_guidance_scale: guidance of the diffusion head by the reference images of an edit; None leaves the
+            published way, see `Blip3oPipeline.__call__`.
     """
 
     num_inference_steps: int = 30
@@ -46,6 +48,11 @@ class GenerationDefaults:
     temperature: float = 1.0
     top_k: int = 1200
     top_p: float = 0.95
+    image_guidance_scale: float | None = None
+
+    def given(self) -> dict[str, float | int]:
+        """The settings that are not None, as they are recorded."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ class Blip3oPipeline:
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Writes `config.yaml`, one safetensors file a part and the text tokenizer."""
-        return save_model(self.model, folder, generation=vars(self.defaults).copy(), dtype=dtype)
+        return save_model(self.model, folder, generation=self.defaults.given(), dtype=dtype)
 
     def __call__(
         self,
@@ -126,6 +133,7 @@ class Blip3oPipeline:
         image: Images | None = None,
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
+        image_guidance_scale: float | None = None,
         token_guidance_scale: float | None = None,
         temperature: float | None = None,
         top_k: int | None = None,
@@ -134,15 +142,23 @@ class Blip3oPipeline:
         generator: Generators = None,
         latents: Tensor | None = None,
         output_type: OutputType = "pil",
+        aspect: Aspect = "keep",
     ) -> PipelineOutput:
         """Generates `num_images_per_prompt` images for every prompt, in the order of the prompts.
 
         Args:
             prompt: a prompt or a batch of them; with `image`, editing instructions.
-            image: reference images. For one prompt, a picture or a list of up to four; for a batch of prompts, a list
-                with a picture or a list of pictures for each, as many for one as for another.
+            image: reference images: PIL images, uint8 or [0, 1] arrays (H, W, 3), or such tensors (3, H, W). For one
+                prompt, a picture or a list of up to four; for a batch of prompts, a list with a picture or a list of
+                pictures for each, as many for one as for another. They are turned as their EXIF tags say, and what is
+                transparent is white.
             num_inference_steps: denoising steps, at least 1.
             guidance_scale: classifier-free guidance of the diffusion head, at least 0; 1 turns it off.
+            image_guidance_scale: with `image`, in a model whose diffusion head sees it (noise space, or
+                `reference_latents`): guidance by the images, `guidance_scale` being that by the text, as in
+                InstructPix2Pix; at least 0, and 1 leaves the images in all branches. It asks for a model trained with
+                `reference_dropout`. The published way when None: one scale, for the text and the images' latents after
+                the condition together.
             token_guidance_scale: classifier-free guidance of the AR model, at least 0; 1 turns it off.
             temperature: of the image tokens; 0 takes the most likely ones.
             top_k: most likely image tokens kept; 0 keeps all.
@@ -151,11 +167,16 @@ class Blip3oPipeline:
             generator: one for the batch or one for each image, on the model's device or the CPU.
             latents: initial noise (images, c, h, w).
             output_type: `pil`, `np`, `pt` or `latent`.
+            aspect: of an edit: `keep` the proportions of the first picture at about the head's number of pixels, where
+                its denoiser and codec can; or `square`, the picture's central square. A denoiser of squares alone, such
+                as `DiT`, renders these in either case.
 
         Raises:
             ValueError: on a value out of range; nothing has been generated then.
         """
         prompts = check_prompts(prompt)
+        for one in prompts if image is not None else ():
+            self._check_edits(one)
         for one in prompts:
             if unknown := self.model.sequences.unknown_words(one):
                 raise ValueError(f"prompt ({one!r}) holds words the model does not know: {unknown}; use others.")
@@ -165,6 +186,7 @@ class Blip3oPipeline:
         given: dict[str, Any] = {
             "num_inference_steps": num_inference_steps,
             "guidance_scale": guidance_scale,
+            "image_guidance_scale": image_guidance_scale,
             "token_guidance_scale": token_guidance_scale,
             "temperature": temperature,
             "top_k": top_k,
@@ -173,11 +195,14 @@ class Blip3oPipeline:
         settings = replace(self.defaults, **{key: value for key, value in given.items() if value is not None})
         check_settings(settings)
         captions = [caption for caption in prompts for _ in range(num_images_per_prompt)]
-        references: dict[str, Tensor] = {}
+        references: dict[str, Any] = {}
         if image is not None:
+            self.model.check_shown("image_guidance_scale", settings.image_guidance_scale)
             rows = check_images(image, len(prompts), alone=isinstance(prompt, str))
-            rows = [row for row in rows for _ in range(num_images_per_prompt)]
-            references = self._references(rows)
+            references = self._references(rows, num_images_per_prompt, aspect)
+            references["image_guidance_scale"] = settings.image_guidance_scale
+        elif image_guidance_scale is not None:
+            raise ValueError(f"image_guidance_scale ({image_guidance_scale}) was given without image; leave it out.")
         generator = self._checked_generators(generator, len(captions))
         if latents is not None:
             latents = self._checked_latents(latents, len(captions))
@@ -198,19 +223,24 @@ class Blip3oPipeline:
         tokens = rendered.tokens
         return PipelineOutput(images, tokens.ids, tokens.hidden, rendered.conditioning, rendered.latents)
 
-    def _references(self, rows: list[list[Image.Image]]) -> dict[str, Tensor]:
-        """The reference images as the diffusion head and as the image tokenizer take them."""
-        side = self.model.diffusion.image_size
-        if side is None:
-            head = type(self.model.diffusion).__name__
-            raise ValueError(f"image was given, but {head} names no image_size; leave it out.")
-        small = self.model.tokenizer.image_size
-        references = torch.stack([torch.stack([cropped(one, side) for one in row]) for row in rows])
-        token_references = torch.stack([torch.stack([squeezed(one, small) for one in row]) for row in rows])
+    def _references(self, rows: list[list[Image.Image]], repeats: int, aspect: Aspect) -> dict[str, Any]:
+        """The reference images as the model takes them, each row `repeats` times, and the size to render."""
+        references = as_references(rows, self.model.diffusion, self.model.tokenizer.image_size, aspect)
         return {
-            "references": references.to(self.model.device),
-            "token_references": token_references.to(self.model.device),
+            name: value.repeat_interleave(repeats, dim=0).to(self.model.device) if isinstance(value, Tensor) else value
+            for name, value in references.items()
         }
+
+    def _check_edits(self, instruction: str) -> None:
+        """Raises where nothing tells that the model edits: it has no part for it, and can not read the wording."""
+        model = self.model
+        if model.ar.reads_images or model.reference_features is not None or model.shows_references:
+            return
+        if unknown := model.sequences.unknown_edit_words(instruction):
+            raise ValueError(
+                f"image was given, but this model was not made to edit: its text tokenizer lacks {unknown}, which "
+                "template.edit puts around the instruction; leave image out, or use a model that edits."
+            )
 
     def _checked_generators(self, generator: Generators, rows: int) -> Generators:
         """`generator` itself, or the list of its members, one an image."""
@@ -272,37 +302,6 @@ def check_prompts(prompt: str | Sequence[str]) -> list[str]:
     return prompts
 
 
-def check_images(image: Images, rows: int, *, alone: bool) -> list[list[Image.Image]]:
-    """The reference images of every prompt.
-
-    Args:
-        image: as the caller gave them.
-        rows: number of prompts.
-        alone: whether the prompt was a string, so that a list holds the pictures of that one.
-
-    Raises:
-        ValueError: if they are no pictures, or not one to four for every prompt, as many for each.
-    """
-    given: Sequence[Any] = [image] if isinstance(image, Image.Image) or alone else image
-    if not isinstance(given, Sequence) or len(given) != rows:
-        raise ValueError(
-            f"image must be a picture or a list of them for each of the {rows} prompts; {_told(image)} was given."
-        )
-    several = [list(one) if isinstance(one, list | tuple) else [one] for one in given]
-    for row in several:
-        if not 1 <= len(row) <= MAX_REFERENCES or len(row) != len(several[0]):
-            counts = [len(one) for one in several]
-            raise ValueError(f"image holds {counts} pictures; give 1 to {MAX_REFERENCES}, as many for every prompt.")
-        for one in row:
-            if not isinstance(one, Image.Image):
-                raise ValueError(f"image ({_told(one)}) must be a PIL image; open it with PIL.Image.open.")
-    return several
-
-
-def _told(value: object) -> str:
-    return f"a list of {len(value)}" if isinstance(value, Sequence) and not isinstance(value, str) else repr(value)
-
-
 def check_device(device: str | torch.device) -> None:
     """Raises a ValueError unless tensors can be made on `device`."""
     try:
@@ -317,8 +316,10 @@ def check_settings(settings: GenerationDefaults) -> None:
     """Raises a ValueError where a setting is out of range."""
     _check_whole("num_inference_steps", settings.num_inference_steps, 1)
     _check_whole("top_k", settings.top_k, 0)
-    for name in ("guidance_scale", "token_guidance_scale", "temperature", "top_p"):
+    for name in ("guidance_scale", "image_guidance_scale", "token_guidance_scale", "temperature", "top_p"):
         value = getattr(settings, name)
+        if value is None and name == "image_guidance_scale":
+            continue
         if not isinstance(value, Real) or not math.isfinite(value):
             raise ValueError(f"{name} ({value!r}) must be a finite number; leave it out for the default.")
         if "guidance" in name and value < 0:

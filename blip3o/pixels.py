@@ -15,6 +15,27 @@ def to_tensor(image: np.ndarray) -> Tensor:
     return rearrange(torch.from_numpy(image).float() / 127.5 - 1, "... h w c -> ... c h w")
 
 
+def check_still(image: Image.Image, min_size: int, max_pixels: int) -> None:
+    """Judges a picture by its header, before its pixels are decoded.
+
+    Args:
+        image: as it was opened.
+        min_size: shortest side, in pixels.
+        max_pixels: largest area, in pixels.
+
+    Raises:
+        ValueError: if it is too large, too small, animated or of several pages.
+    """
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ValueError(f"has {width} x {height} pixels, more than max_pixels ({max_pixels})")
+    if min(width, height) < min_size:
+        raise ValueError(f"has {width} x {height} pixels, a side below min_size ({min_size})")
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a JPEG with another view of the same moment
+        raise ValueError(f"is animated or has several pages ({frames} frames)")
+
+
 def as_rgb(image: Image.Image) -> Image.Image:
     """A still picture as its viewer shows it: turned as its EXIF tag says, in RGB, what is transparent over white.
 
@@ -43,6 +64,13 @@ def squeezed(image: Image.Image, side: int) -> Tensor:
 def cropped(image: Image.Image, side: int) -> Tensor:
     """The central square of a picture: (3, side, side) in [-1, 1], bilinear."""
     return to_tensor(np.array(center_crop(resize(image.convert("RGB"), [side]), [side, side])))
+
+
+def covering(image: Image.Image, height: int, width: int) -> Tensor:
+    """The centre of a picture, as large as sides of that ratio allow: (3, height, width) in [-1, 1], bilinear."""
+    if height == width:
+        return cropped(image, height)
+    return to_tensor(np.array(ImageOps.fit(image.convert("RGB"), (width, height), Image.Resampling.BILINEAR)))
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

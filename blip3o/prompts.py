@@ -104,6 +104,12 @@ class SequenceBuilder:
         unknown = self.text_tokenizer.unk_token_id
         return [word for word in text.split() if unknown is not None and unknown in self.text(word)]
 
+    def unknown_edit_words(self, instruction: str) -> list[str]:
+        """Words and markers that the template puts around an instruction and the tokenizer lacks."""
+        own = self.unknown_words(instruction)
+        parts = self.template.edit_prompt(instruction)
+        return [word for part in parts for word in self.unknown_words(part) if word not in own]
+
     def prompts(
         self,
         captions: Sequence[str],

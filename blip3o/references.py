@@ -61,9 +61,15 @@ def told_embeds(
     return embeds.masked_scatter(reference_mask[..., None].to(embeds.device), projected.to(embeds.dtype))
 
 
-def projected_latents(diffusion: DiffusionHead, projection: Bridge, references: Tensor) -> Tensor:
-    """Latents of reference images (B, R, 3, H, W) in [-1, 1] as condition positions (B, R h w, C)."""
+def projected_latents(
+    diffusion: DiffusionHead, projection: Bridge, references: Tensor, hidden: Tensor | None = None
+) -> Tensor:
+    """Latents of reference images (B, R, 3, H, W) in [-1, 1] as condition positions (B, R h w, C).
+
+    Those of the rows of `hidden` (B,) bool are zeros, which the released code, too, takes for no references.
+    """
     with torch.no_grad(), torch.autocast(references.device.type, enabled=False):
         latents = diffusion.encode(rearrange(references, "b r c h w -> (b r) c h w"))
     positions = rearrange(latents, "(b r) c h w -> b (r h w) c", b=len(references), r=references.shape[1])
-    return projection(ARStates(positions)).embeds
+    projected = projection(ARStates(positions)).embeds
+    return projected if hidden is None else projected.masked_fill(hidden[:, None, None], 0.0)

@@ -147,6 +147,12 @@ class Conditioning:
             mask = torch.cat([mask, mask.new_ones(embeds.shape[:2])], dim=1)
         return Conditioning(torch.cat([self.embeds, embeds], dim=1), mask, self.num_appended + embeds.shape[1])
 
+    def with_appended_of(self, other: Conditioning) -> Conditioning:
+        """The condition with the positions at the end of `other`, as many, in place of its own that came there."""
+        assert self.num_appended == other.num_appended
+        kept, rest = (one.embeds.shape[1] - one.num_appended for one in (self, other))
+        return replace(self, embeds=torch.cat([self.embeds[:, :kept], other.embeds[:, rest:]], dim=1))
+
     def stacked_on(self, other: Conditioning) -> Conditioning:
         """The rows of `other`, then these; both have the same positions."""
         masks = None

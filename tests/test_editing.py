@@ -16,13 +16,9 @@ from blip3o.diffusion import DiT, FlowHead, PixelCodec, Sana
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import GenerationDefaults
 from blip3o.pixels import to_uint8
-from blip3o.prompts import PromptTemplate
-from tests.tiny import generators, perturbed, seeded, tiny_ar, tiny_images, tiny_sana
+from tests.tiny import PLAIN_EDITS, generators, perturbed, seeded, tiny_ar, tiny_images, tiny_sana
 from tests.tokenizers.test_ta_tok import tiny_ta_tok
 
-TEMPLATE = PromptTemplate(
-    "{caption}", edit="{instruction}", before_references="", after_references="", system=None, chat=False
-)
 ROUTES: dict[str, dict[str, Any]] = {
     "tokens": {},
     "features": {"reference_features": MLPBridge},
@@ -41,7 +37,7 @@ def pipeline(route: str) -> Blip3oPipeline:
     with seeded(0):
         denoiser = Sana(tiny_sana(in_channels=12, out_channels=12).init_args["config"])
         head = FlowHead(denoiser, PixelCodec(patch_size=2), image_size=32, reference=arguments.pop("reference", None))
-        model = Blip3oNext(tiny_ta_tok(), tiny_ar(), MLPBridge, head, TEMPLATE, **arguments)
+        model = Blip3oNext(tiny_ta_tok(), tiny_ar(), MLPBridge, head, PLAIN_EDITS, **arguments)
     perturbed(model, std=0.2)
     return Blip3oPipeline(model, GenerationDefaults(num_inference_steps=2, top_k=0))
 
@@ -50,9 +46,9 @@ def pictures(count: int = 2, seed: int = 0) -> list[Image.Image]:
     return [Image.fromarray(array).resize((40, 48)) for array in to_uint8(tiny_images(count, seed))]
 
 
-def edited(route: str, image: Any, prompt: str | list[str] = INSTRUCTIONS[0]) -> Tensor:
+def edited(route: str, image: Any, prompt: str | list[str] = INSTRUCTIONS[0], **given: Any) -> Tensor:
     rows = 1 if isinstance(prompt, str) else len(prompt)
-    return pipeline(route)(prompt, image=image, generator=generators(rows), output_type="latent").latents
+    return pipeline(route)(prompt, image=image, generator=generators(rows), output_type="latent", **given).latents
 
 
 @pytest.mark.parametrize("route", ROUTES)
@@ -63,7 +59,7 @@ def test_the_reference_matters_and_each_row_has_what_it_has_alone(route: str) ->
     batch = edited(route, [first, second], [INSTRUCTIONS[0]] * 2)
     torch.testing.assert_close(batch[:1], one, rtol=0, atol=1e-4)
     plain = pipeline(route)(INSTRUCTIONS[0], generator=generators(1), output_type="latent").latents
-    assert (one - plain).abs().max() > 1e-3
+    assert (edited(route, first, aspect="square") - plain).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("route", ["features", "latents", "width", "channels"])
@@ -108,8 +104,13 @@ def test_up_to_four_references(route: str) -> None:
 
 @pytest.mark.parametrize("route", ["width", "channels"])
 def test_noise_space_takes_one_reference_and_says_so(route: str) -> None:
-    with pytest.raises(ValueError, match=rf"reference='{route}' takes one image a row"):
-        edited(route, pictures(2))
+    generator = generators(1)[0]
+    before = generator.get_state()
+    with pytest.raises(
+        ValueError, match=rf"holds 2 images a row, but reference='{route}' takes one; give one, or build"
+    ):
+        pipeline(route)(INSTRUCTIONS[0], image=pictures(2), generator=generator)
+    assert torch.equal(before, generator.get_state()), "nothing was drawn"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +172,7 @@ def test_models_that_can_not_take_references_as_asked_are_refused() -> None:
     from tests.tiny import tiny_head, tiny_tokenizer
 
     with pytest.raises(ValueError, match="reference_features needs a tokenizer with continuous features"):
-        Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, tiny_head(), TEMPLATE, reference_features=MLPBridge)
+        Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, tiny_head(), PLAIN_EDITS, reference_features=MLPBridge)
     with pytest.raises(ValueError, match=r"reference \('height'\) must be 'width', 'channels' or None"):
         FlowHead(DiT(latent_channels=12, latent_size=16), PixelCodec(2), image_size=32, reference="height")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="can not be used with inputs_embeds"):

@@ -82,3 +82,12 @@ def test_sequences_move_whole() -> None:
 def test_what_passes_between_parts_can_not_be_changed_in_passing() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         STATES.hidden = torch.zeros(1)  # type: ignore[misc]
+
+
+def test_appended_positions_are_exchanged_for_those_of_another() -> None:
+    one, other = Conditioning(STATES.hidden, STATES.mask), Conditioning(STATES.hidden + 100)
+    assert torch.equal(one.with_appended_of(other).embeds, one.embeds), "nothing was appended"
+    last = torch.full((3, 1, 4), 7.0)
+    both = one.followed_by(torch.zeros(3, 1, 4)).with_appended_of(other.followed_by(last))
+    assert torch.equal(both.embeds, torch.cat([one.embeds, last], dim=1))
+    assert both.num_appended == 1 and torch.equal(both.mask, torch.cat([STATES.mask, torch.ones(3, 1) > 0], dim=1))  # type: ignore[list-item]

@@ -28,6 +28,9 @@ WORDS = (
     *("circle", "square", "triangle", "circles", "squares", "triangles"),
 )
 PLAIN = PromptTemplate(generate="{caption}", system=None, chat=False)
+PLAIN_EDITS = PromptTemplate(
+    "{caption}", edit="{instruction}", before_references="", after_references="", system=None, chat=False
+)
 
 Module = TypeVar("Module", bound=nn.Module)
 AnyPart = TypeVar("AnyPart", bound=Part)

@@ -72,7 +72,7 @@ def draw_samples(pipe: Blip3oPipeline, captions: Sequence[str], folder: Path, se
     names = []
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         names.append(f"{index}.png")
-        save_png(image, folder / names[-1], {"prompt": caption, "seed": seeds[index], **vars(pipe.defaults)})
+        save_png(image, folder / names[-1], {"prompt": caption, "seed": seeds[index], **pipe.defaults.given()})
     return names
 
 

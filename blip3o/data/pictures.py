@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from blip3o.pixels import as_rgb
+from blip3o.pixels import as_rgb, check_still
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 """Formats that are read, by Pillow's names; the rest have no place in a data set or run other programs."""
@@ -81,12 +81,7 @@ def read_picture(file: bytes | Path, limits: Limits = DEFAULT_LIMITS) -> Image.I
 
 
 def _check(image: Image.Image, limits: Limits) -> None:
-    """Judges a picture by its header, before its pixels are decoded."""
-    width, height = image.size
-    if width * height > limits.max_pixels:
-        raise Unreadable(f"has {width} x {height} pixels, more than max_pixels ({limits.max_pixels})")
-    if min(width, height) < limits.min_size:
-        raise Unreadable(f"has {width} x {height} pixels, a side below min_size ({limits.min_size})")
-    frames = getattr(image, "n_frames", 1)
-    if frames > 1 and image.format != "MPO":  # a JPEG with another view of the same moment
-        raise Unreadable(f"is animated or has several pages ({frames} frames)")
+    try:
+        check_still(image, limits.min_size, limits.max_pixels)
+    except ValueError as error:
+        raise Unreadable(str(error)) from error

@@ -96,7 +96,7 @@ def run(options: argparse.Namespace, command: str) -> Path:
     report = Report(
         model_name=str(options.model),
         command=command,
-        defaults=vars(pipe.defaults),
+        defaults=pipe.defaults.given(),
         machine=describe_machine(),
         parts=describe_parts(pipe.model),
         samples=samples,

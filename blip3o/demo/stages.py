@@ -70,7 +70,7 @@ def showcase(pipe: Blip3oPipeline, root: Path, *, world_name: str, seed: int) ->
     for index, (caption, verdict) in enumerate(zip(captions, verdicts, strict=True)):
         tag = parse_caption(caption, world).tag
         image, tokens = f"showcase/{tag}.png", f"showcase/{tag}-tokens.png"
-        save_png(output.images[index], root / image, {"prompt": caption, "seed": seeds[index], **vars(pipe.defaults)})
+        save_png(output.images[index], root / image, {"prompt": caption, "seed": seeds[index], **pipe.defaults.given()})
         if decoded:
             decoded[index].save(root / tokens)
         samples.append(

@@ -164,6 +164,19 @@ class DiffusionHead(Part):
     takes_latents: bool = False
     """Whether `loss` takes latents in place of images, so that encoded data can train it."""
 
+    def size_for(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width in pixels of what it renders of a picture of these sides: its square, unless it can more.
+
+        Raises:
+            ValueError: if it has no size of its own.
+        """
+        if self.image_size is None:
+            raise ValueError(f"{type(self).__name__} names no image_size and can take no pictures; leave image out.")
+        return self.image_size, self.image_size
+
+    def check_references(self, num_references: int) -> None:
+        """Raises a ValueError where it can not take so many reference images a row."""
+
     @property
     def latent_channels(self) -> int:
         """Channels c of the latents; a bridge that reads references' latents is built with it as its input width.
@@ -181,6 +194,7 @@ class DiffusionHead(Part):
         references: Tensor | None = None,
         generator: Generators = None,
         latents: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Training losses (B,), one a row, the same for images and for the latents that `encode` makes of them.
 
@@ -190,6 +204,7 @@ class DiffusionHead(Part):
             references: (B, R, 3, H, W) in [-1, 1], or None; a head that can not use them raises a ValueError.
             generator: source of the noise and the timesteps.
             latents: (B, c, h, w) normalised latents, for a head that `takes_latents`; others need no such argument.
+            hidden: (B,) bool, rows whose references it must not see; given with `references` alone.
         """
 
     @abstractmethod
@@ -203,6 +218,8 @@ class DiffusionHead(Part):
         generator: Generators = None,
         latents: Tensor | None = None,
         references: Tensor | None = None,
+        image_guidance_scale: float | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         """Normalised latents (B, c, h, w) for a condition.
 
@@ -214,9 +231,12 @@ class DiffusionHead(Part):
             generator: source of the initial noise.
             latents: initial noise (B, c, h, w), instead of drawing it.
             references: (B, R, 3, H, W) in [-1, 1], or None.
+            image_guidance_scale: guidance by the references alone, at least 0; `guidance_scale` is then that of the
+                text. None leaves it to the negative condition what is guided by (`blip3o.diffusion.guidance`).
+            size: height and width in pixels, such as `size_for` gives; the head's own square when None.
 
         Raises:
-            ValueError: on a value out of range or a missing `negative`.
+            ValueError: on a value out of range, a missing `negative`, or an `image_guidance_scale` without references.
         """
 
     @abstractmethod

@@ -50,6 +50,7 @@ class TokenDecoderHead(DiffusionHead):
         references: Tensor | None = None,
         generator: Generators = None,
         latents: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
         """Zeros (B,), without a gradient: there is nothing to train.
 
@@ -74,6 +75,8 @@ class TokenDecoderHead(DiffusionHead):
         generator: Generators = None,
         latents: Tensor | None = None,
         references: Tensor | None = None,
+        image_guidance_scale: float | None = None,
+        size: tuple[int, int] | None = None,
         pictures: Tensor | None = None,
     ) -> Tensor:
         """The pictures (B, 3, image_size, image_size), whatever the condition, the steps and the guidance.
@@ -86,12 +89,18 @@ class TokenDecoderHead(DiffusionHead):
             generator: not used.
             latents: must be None: there is no noise to start from.
             references: must be None.
+            image_guidance_scale: must be None.
+            size: the head's own square, or None.
             pictures: (B, 3, h, w) in [-1, 1], the tokenizer's decoding of the image tokens.
 
         Raises:
-            ValueError: if `pictures` is missing, or `latents` or `references` are given.
+            ValueError: if `pictures` is missing, or something is given that must be None.
         """
         _refuse(references)
+        if image_guidance_scale is not None:
+            raise ValueError(f"image_guidance_scale ({image_guidance_scale}) needs references, which this head lacks.")
+        if size not in (None, (self.image_size, self.image_size)):
+            raise ValueError(f"size ({size}) must be {self.image_size} x {self.image_size}; leave it out.")
         if latents is not None:
             raise ValueError(f"latents were given, but {type(self).__name__} starts from no noise; leave them out.")
         if pictures is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.diffusion.base import Codec, Denoiser, DiffusionHead, Generators, draw_noise
-from blip3o.diffusion.guidance import Guidance
+from blip3o.diffusion.guidance import Guidance, ReferenceGuidance
 from blip3o.diffusion.objectives import FlowMatching, Objective
 from blip3o.diffusion.samplers import Sampler, default_sampler
 from blip3o.structures import Conditioning
@@ -59,7 +60,7 @@ class FlowHead(DiffusionHead):
             raise ValueError(f"reference ({reference!r}) must be 'width', 'channels' or None.")
         side = image_size // codec.spatial_factor
         try:
-            denoiser.check_latents(codec.latent_channels, side, 2 * side if reference == "width" else side)
+            denoiser.check_latents(*_joined_shape(reference, codec.latent_channels, side, side))
         except ValueError as error:
             beside = "" if reference is None else f" with reference={reference!r}"
             raise ValueError(
@@ -99,6 +100,31 @@ class FlowHead(DiffusionHead):
         side = self.image_size // self.codec.spatial_factor
         return self.codec.latent_channels, side, side
 
+    def size_for(self, height: int, width: int) -> tuple[int, int]:
+        """Sides in pixels of about `image_size**2` pixels in all, in the ratio of the given ones.
+
+        They are multiples of the codec's spatial factor, or of a small power of two times it, where the denoiser's
+        patches need that. The head's square where the denoiser takes no other latents, such as `DiT`.
+        """
+        factor = self.codec.spatial_factor
+        scale = self.image_size / factor / math.sqrt(height * width)
+        for step in (1, 2, 4):
+            sides = [step * max(1, round(side * scale / step)) for side in (height, width)]
+            try:
+                self.denoiser.check_latents(*_joined_shape(self.reference, self.latent_channels, *sides))
+            except ValueError:
+                continue
+            return sides[0] * factor, sides[1] * factor
+        return self.image_size, self.image_size
+
+    def check_references(self, num_references: int) -> None:
+        """Raises a ValueError where there are several, and noise space holds one."""
+        if self.reference is not None and num_references != 1:
+            raise ValueError(
+                f"references holds {num_references} images a row, but reference={self.reference!r} takes one; give "
+                "one, or build the model with reference=None, and with reference_latents if the head is to see them."
+            )
+
     def loss(
         self,
         images: Tensor | None,
@@ -106,13 +132,19 @@ class FlowHead(DiffusionHead):
         references: Tensor | None = None,
         generator: Generators = None,
         latents: Tensor | None = None,
+        hidden: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of the prediction, (B,), of images or of their normalised latents (B, c, h, w)."""
+        """Mean squared error of the prediction, (B,), of images or of their normalised latents (B, c, h, w).
+
+        Zeros take the place of the latents of references that are `hidden`.
+        """
         if len(conditioning.embeds) == 0:
             return conditioning.embeds.sum(dim=(1, 2))  # nothing, but part of the graph
         with torch.no_grad(), torch.autocast(conditioning.embeds.device.type, enabled=False):
             target = self._target(images, latents)  # in the codec's own precision
             beside = self._reference_latents(references)
+            if beside is not None and hidden is not None:
+                beside = beside.masked_fill(hidden[:, None, None, None], 0.0)
         sigma = self.objective.draw_levels(len(target), generator, target.device)
         return self.velocity_loss(target, draw_noise(target.shape, generator, target), sigma, conditioning, beside)
 
@@ -167,13 +199,26 @@ class FlowHead(DiffusionHead):
         generator: Generators = None,
         latents: Tensor | None = None,
         references: Tensor | None = None,
+        image_guidance_scale: float | None = None,
+        size: tuple[int, int] | None = None,
     ) -> Tensor:
         """The sampler's steps from noise to latents (B, c, h, w)."""
         if num_inference_steps < 1:
             raise ValueError(f"num_inference_steps ({num_inference_steps}) must be at least 1.")
-        guide = self.guided(conditioning, negative, guidance_scale, references=references)
+        guide = self.guided(
+            conditioning,
+            negative,
+            guidance_scale,
+            references=references,
+            image_guidance_scale=image_guidance_scale,
+        )
         embeds = self.denoiser.in_own_dtype(conditioning.embeds)
-        shape = (len(embeds), *self.latent_shape)
+        shape = (len(embeds), *self._sampled_shape(size))
+        sides = tuple(side * self.codec.spatial_factor for side in shape[2:])
+        if references is not None and references.shape[3:] != sides:
+            raise ValueError(
+                f"references has shape {tuple(references.shape)}, but the image to render is {sides}; resize them."
+            )
         if latents is None:
             latents = draw_noise(shape, generator, embeds)
         elif latents.shape != shape:
@@ -188,7 +233,8 @@ class FlowHead(DiffusionHead):
         *,
         references: Tensor | None = None,
         denoiser: Denoiser | None = None,
-    ) -> Guidance:
+        image_guidance_scale: float | None = None,
+    ) -> Guidance | ReferenceGuidance:
         """The prediction for a condition, to be called with noisy latents (B, c, h, w) and their noise levels (B,).
 
         Args:
@@ -197,10 +243,26 @@ class FlowHead(DiffusionHead):
             guidance_scale: classifier-free guidance, at least 0; 1 turns it off.
             references: (B, 1, 3, H, W) in [-1, 1], or None.
             denoiser: what predicts; the head's own when None.
+            image_guidance_scale: guidance by the references, see `sample`.
+
+        Raises:
+            ValueError: if a scale or what it needs is missing or out of range.
         """
-        beside = self._reference_latents(references)
-        predict = partial(self._predict, reference_latents=beside, denoiser=denoiser)
-        return Guidance(predict, conditioning, negative, guidance_scale)
+        beside, scale = self._reference_latents(references), image_guidance_scale
+        seen = partial(self._predict, reference_latents=beside, denoiser=denoiser)
+        if scale is None:
+            return Guidance(seen, conditioning, negative, guidance_scale)
+        if beside is None and not conditioning.num_appended:
+            raise ValueError(
+                f"image_guidance_scale ({scale}) needs references that the head sees, in noise space or after the "
+                "condition; leave it out."
+            )
+        if scale == 1:  # the branch without references has no weight
+            text_hidden = None if negative is None else negative.with_appended_of(conditioning)
+            return Guidance(seen, conditioning, text_hidden, guidance_scale)
+        branches = None if beside is None else torch.cat([torch.zeros_like(beside), beside, beside])
+        all_three = partial(self._predict, reference_latents=branches, denoiser=denoiser)
+        return ReferenceGuidance(all_three, conditioning, negative, guidance_scale, scale)
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to normalised latents."""
@@ -216,12 +278,28 @@ class FlowHead(DiffusionHead):
             return None
         if self.reference is None:
             raise ValueError("references were given, but this head conditions on none; pass references=None.")
-        if references.ndim != 5 or references.shape[1] != 1:
-            raise ValueError(
-                f"references has shape {tuple(references.shape)}; reference={self.reference!r} takes one image a row, "
-                "(B, 1, 3, H, W)."
-            )
+        if references.ndim != 5:
+            raise ValueError(f"references has shape {tuple(references.shape)}; it must be (B, 1, 3, H, W).")
+        self.check_references(references.shape[1])
         return self.encode(references[:, 0])
+
+    def _sampled_shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
+        """Channels and sides of the latents of images of `size`.
+
+        Raises:
+            ValueError: if the codec does not divide it, or the denoiser can not take it.
+        """
+        if size is None or size == (self.image_size, self.image_size):
+            return self.latent_shape
+        factor = self.codec.spatial_factor
+        if any(side < 1 or side % factor for side in size):
+            raise ValueError(f"size ({size}) must be multiples of the codec's spatial factor ({factor}).")
+        shape = (self.latent_channels, size[0] // factor, size[1] // factor)
+        try:
+            self.denoiser.check_latents(*_joined_shape(self.reference, *shape))
+        except ValueError as error:
+            raise ValueError(f"size ({size}) can not be rendered: {error}") from error
+        return shape
 
     def _predict(
         self,
@@ -240,10 +318,15 @@ class FlowHead(DiffusionHead):
         conditioning = replace(conditioning, embeds=denoiser.in_own_dtype(conditioning.embeds))
         if reference_latents is None:
             return denoiser(latents, sigma, conditioning)
-        # Guidance doubles the rows; both branches see the reference.
+        # Guidance by text doubles the rows; both branches see the reference.
         beside = reference_latents.to(latents.dtype).repeat(len(latents) // len(reference_latents), 1, 1, 1)
         if self.reference == "width":
             return denoiser(torch.cat([latents, beside], dim=3), sigma, conditioning)[..., : latents.shape[3]]
         assert self.reference_proj is not None
         joined = self.reference_proj(torch.cat([latents, beside], dim=1).to(self.reference_proj.weight.dtype))
         return denoiser(denoiser.in_own_dtype(joined), sigma, conditioning)
+
+
+def _joined_shape(reference: Reference | None, channels: int, height: int, width: int) -> tuple[int, int, int]:
+    """Channels and sides of what the denoiser is given at latents of these."""
+    return channels, height, 2 * width if reference == "width" else width

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from blip3o.ablation.files import write_json
 from blip3o.evaluation.edits import EditBenchmark, EditItem
@@ -63,27 +65,41 @@ def generate_edits(
         "model": model_name,
         "seed": seed,
         "prompt_rewriting": False,
-        "settings": {**vars(pipe.defaults), **settings},
+        "settings": {**pipe.defaults.given(), **settings},
     }
     _check_earlier(root, items, record)
     missing = [item for item in items if not (root / item.output).exists()]
     with progress(len(missing), "editing") as advance:
-        for first in range(0, len(missing), batch_size):
-            batch = missing[first : first + batch_size]
+        written = False
+        for batch, pictures in _batches(pipe, missing, batch_size):
             images = pipe(
                 [item.instruction for item in batch],
-                image=[item.picture() for item in batch],
+                image=pictures,
                 generator=[torch.Generator().manual_seed(seed * 1_000_000 + item.index) for item in batch],
                 **settings,  # type: ignore[arg-type]
             ).images
-            if first == 0:  # only now is it sure that the arguments are good
+            if not written:  # only now is it sure that the arguments are good
                 write_json(root / RECORD, record)
+                written = True
             for item, image in zip(batch, images, strict=True):
                 path = root / item.output
                 path.parent.mkdir(parents=True, exist_ok=True)
                 save_png(image, path, {**record, **_item_record(item)})
                 advance()
     return len(missing)
+
+
+def _batches(
+    pipe: Blip3oPipeline, items: Sequence[EditItem], batch_size: int
+) -> Iterator[tuple[list[EditItem], list[Image.Image]]]:
+    """The items in their order with their pictures, those of a batch parted by the size that their edits have."""
+    head = pipe.model.diffusion
+    for first in range(0, len(items), batch_size):
+        pictures = [(item, item.picture()) for item in items[first : first + batch_size]]
+        sizes = [head.size_for(picture.height, picture.width) for _, picture in pictures]
+        for size in dict.fromkeys(sizes):
+            some = [pair for pair, own in zip(pictures, sizes, strict=True) if own == size]
+            yield [item for item, _ in some], [picture for _, picture in some]
 
 
 def check_folder(root: Path) -> None:

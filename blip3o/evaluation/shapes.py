@@ -94,7 +94,7 @@ def evaluate(
         "seed": seed,
         "prompt_rewriting": False,
         "judge": f"blip3o.shapes.verify {__version__}",
-        "settings": {**vars(pipe.defaults), **settings},
+        "settings": {**pipe.defaults.given(), **settings},
         **summary(rows),
     }
     (root / "summary.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -113,7 +113,7 @@ def evaluate_edits(
         "seed": seed,
         "prompt_rewriting": False,
         "judge": f"blip3o.shapes.verify_edits {__version__}",
-        "settings": {**vars(pipe.defaults), **settings},
+        "settings": {**pipe.defaults.given(), **settings},
         **edit_summary(rows),
     }
     (root / "summary.json").write_text(json.dumps(report, indent=2) + "\n")

@@ -16,6 +16,7 @@ from blip3o.pipeline import GenerationDefaults, check_settings
 from blip3o.prompts import Supervise
 from blip3o.training.attention import fast_attention
 from blip3o.training.base import Optimization, TrainingModule
+from blip3o.training.dropout import check_dropout, dropped_rows
 from blip3o.training.fingerprint import check_encoders
 from blip3o.training.freezing import freeze
 from blip3o.training.mixed import mixed_latents, mixed_losses
@@ -52,6 +53,9 @@ class JointModule(TrainingModule):
         num_inference_steps: denoising steps in validation and prediction.
         guidance_scale: guidance of the diffusion head in validation and prediction.
         token_guidance_scale: guidance of the AR model in validation and prediction.
+        reference_dropout: share of rows whose references are hidden from the diffusion head, as guidance by references
+            needs; some lose their condition too (`blip3o.training.dropout`). 0 is the published training.
+        image_guidance_scale: guidance by reference images in validation and prediction, see `Blip3oPipeline.__call__`.
 
     Raises:
         ValueError: if `weights` names a part that the model lacks or a source that does not fit it, if `trainable`
@@ -75,6 +79,8 @@ class JointModule(TrainingModule):
         num_inference_steps: int = 25,
         guidance_scale: float = 2.0,
         token_guidance_scale: float = 1.0,
+        reference_dropout: float = 0.0,
+        image_guidance_scale: float | None = None,
     ) -> None:
         super().__init__(optimization, seed)
         if render_every < 1:
@@ -82,7 +88,10 @@ class JointModule(TrainingModule):
         for name, share in (("condition_dropout", condition_dropout), ("caption_dropout", caption_dropout)):
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} ({share}) must lie in [0, 1]; it is the share of rows that is dropped.")
+        check_dropout(condition_dropout, reference_dropout)
         self.model = model
+        self.model.check_shown("reference_dropout", reference_dropout or None)
+        self.model.check_shown("image_guidance_scale", image_guidance_scale)
         for name, source in (weights or {}).items():
             load_weights(self.model, name, source)
         _choose_trainable(self.model, trainable)
@@ -92,6 +101,7 @@ class JointModule(TrainingModule):
         self.render_every = render_every
         self.condition_dropout = condition_dropout
         self.caption_dropout = caption_dropout
+        self.reference_dropout = reference_dropout
         self.generation_defaults = GenerationDefaults(
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
@@ -99,6 +109,7 @@ class JointModule(TrainingModule):
             temperature=sampling.temperature,
             top_k=sampling.top_k,
             top_p=sampling.top_p,
+            image_guidance_scale=image_guidance_scale,
         )
         check_settings(self.generation_defaults)
 
@@ -118,6 +129,7 @@ class JointModule(TrainingModule):
                 "it at most the batch size of one process."
             )
         chosen = index[rows]
+        dropped, hidden = dropped_rows(self.seed, chosen, self.condition_dropout, self.reference_dropout)
         with fast_attention(self.device):
             losses = mixed_losses(
                 self.model,
@@ -125,7 +137,8 @@ class JointModule(TrainingModule):
                 captions,
                 supervise=self.supervise,
                 rendered_rows=rows,
-                dropped=row_uniform(self.seed, chosen, "condition") < self.condition_dropout,
+                dropped=dropped,
+                hidden_references=hidden,
                 generator=row_generators(self.seed, chosen, "noise", self.device),
             )
         # Gradients are averaged over processes, so each divides its sums by the mean count.
@@ -164,6 +177,7 @@ class JointModule(TrainingModule):
             guidance_scale=settings.guidance_scale,
             sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
             token_guidance_scale=settings.token_guidance_scale,
+            image_guidance_scale=settings.image_guidance_scale,
             generator=row_generators(self.seed, batch["index"], "generate", self.device),
         )
         return self.model.diffusion.decode(latents)

@@ -46,6 +46,7 @@ def mixed_losses(
     supervise: Supervise,
     rendered_rows: Tensor,
     dropped: Tensor | None = None,
+    hidden_references: Tensor | None = None,
     generator: Sequence[torch.Generator],
 ) -> ModelLosses:
     """`Blip3oNext.losses` of a batch that may hold edits.
@@ -58,6 +59,7 @@ def mixed_losses(
         supervise: where cross-entropy is taken.
         rendered_rows: (R,) int64, ascending, rows that train the diffusion head.
         dropped: (R,) bool, rows whose condition is replaced by the null condition.
+        hidden_references: (R,) bool, rows whose references, if any, the diffusion head does not see.
         generator: one for each of the R rows.
 
     Returns:
@@ -77,6 +79,7 @@ def mixed_losses(
             supervise=supervise,
             rendered_rows=torch.searchsorted(rows, rendered_rows[chosen]),
             dropped=None if dropped is None else dropped[chosen],
+            hidden_references=None if hidden_references is None else hidden_references[chosen],
             generator=[generator[number] for number in chosen.tolist()],
         )
         parts.append(losses)
@@ -91,14 +94,25 @@ def mixed_losses(
 
 
 @torch.no_grad()
-def mixed_latents(model: Blip3oNext, batch: Batch, *, generator: Sequence[torch.Generator], **settings: Any) -> Tensor:
-    """Latents (B, c, h, w) that `Blip3oNext.generate` draws for the `caption`s of a batch that may hold edits."""
+def mixed_latents(
+    model: Blip3oNext,
+    batch: Batch,
+    *,
+    generator: Sequence[torch.Generator],
+    image_guidance_scale: float | None = None,
+    **settings: Any,
+) -> Tensor:
+    """Latents (B, c, h, w) that `Blip3oNext.generate` draws for the `caption`s of a batch that may hold edits.
+
+    Edits alone are guided by their images.
+    """
     latents, order = [], []
     for rows, references in by_references(batch):
         numbers = rows.tolist()
         rendered = model.generate(
             [batch["caption"][row] for row in numbers],
             generator=[generator[row] for row in numbers],
+            image_guidance_scale=image_guidance_scale if references else None,
             **settings | references,
         )
         latents.append(rendered.latents)

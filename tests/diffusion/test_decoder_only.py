@@ -19,7 +19,7 @@ from blip3o.training.base import Optimization
 from blip3o.training.history import fit_steps
 from blip3o.training.joint import JointModule
 from tests.diffusion.contract import HeadContract
-from tests.tiny import PLAIN, generators, perturbed, seeded, tiny_ar, tiny_images, tiny_tokenizer
+from tests.tiny import PLAIN_EDITS, generators, perturbed, seeded, tiny_ar, tiny_images, tiny_tokenizer
 from tests.tokenizers.test_ta_tok import tiny_ta_tok
 
 CAPTIONS = ["a red circle", "two blue squares"]
@@ -35,7 +35,7 @@ class TestTokenDecoderHead(HeadContract):
 
 def model(image_size: int = 32) -> Blip3oNext:
     with seeded(0):
-        built = Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, TokenDecoderHead(image_size=image_size), PLAIN)
+        built = Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, TokenDecoderHead(image_size=image_size), PLAIN_EDITS)
     perturbed(built.ar)
     return built.eval()
 
@@ -117,6 +117,6 @@ def test_a_tokenizer_that_decodes_to_features_is_refused_and_so_are_references_i
     head = TokenDecoderHead(image_size=32)
     message = r"diffusion \(TokenDecoderHead\) shows .* tokenizer \(TATok\) decodes to 'features'; use a tokenizer"
     with pytest.raises(ValueError, match=message):
-        Blip3oNext(tiny_ta_tok(), tiny_ar(), MLPBridge, head, PLAIN)
+        Blip3oNext(tiny_ta_tok(), tiny_ar(), MLPBridge, head, PLAIN_EDITS)
     with pytest.raises(ValueError, match=r"reference_latents .* diffusion \(TokenDecoderHead\) does not read"):
-        Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, head, PLAIN, reference_latents=MLPBridge)
+        Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, head, PLAIN_EDITS, reference_latents=MLPBridge)

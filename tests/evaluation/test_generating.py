@@ -16,6 +16,7 @@ from blip3o.evaluation.generating import generate_edits
 from blip3o.evaluation.imgedit import ImgEdit
 from blip3o.images import read_settings
 from tests.evaluation.benchmarks import editor, gedit_folder, imgedit_folder
+from tests.test_editing import pipeline
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -57,7 +58,7 @@ def test_a_stopped_run_goes_on_and_leaves_what_is_finished(
     calls: list[list[str]] = []
 
     class Stopping:
-        defaults = editor().defaults
+        defaults, model = editor().defaults, editor().model
 
         def __call__(self, prompts: list[str], **arguments: Any) -> Any:
             if len(calls) == 2:
@@ -139,3 +140,19 @@ def test_a_file_in_the_folder_s_place_and_a_picture_that_is_none(benchmark: ImgE
     with pytest.raises(ValueError, match=r"key '104': the picture .*004.jpg is no picture"):
         generate_edits(editor(), benchmark, tmp_path / "out", batch_size=4)
     assert len(list((tmp_path / "out/images").iterdir())) == 4
+
+
+def test_a_batch_of_pictures_of_several_proportions_is_edited_by_its_sizes(tmp_path: Path) -> None:
+    """One over SANA, which keeps proportions; each edit is what it would be alone."""
+    benchmark = ImgEdit(imgedit_folder(tmp_path / "bench", ["add", "style", "remove"]))
+    for number, size in enumerate([(48, 40), (64, 32), (48, 40)]):
+        path = benchmark.items[number].source()
+        assert isinstance(path, Path)
+        Image.open(path).resize(size).save(path)
+    made = generate_edits(pipeline("latents"), benchmark, tmp_path / "out", batch_size=3)
+    assert made == 3
+    for item, size in zip(benchmark.items, [(36, 30), (46, 22), (36, 30)], strict=True):
+        generator = [torch.Generator().manual_seed(item.index)]
+        alone = pipeline("latents")(item.instruction, image=item.picture(), generator=generator).images[0]
+        written = pixels(tmp_path / "out" / item.output)
+        assert alone.size == size and np.abs(written - np.asarray(alone)).max() <= 1

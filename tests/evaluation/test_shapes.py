@@ -74,7 +74,7 @@ def test_the_files_are_genevals_and_agree_with_one_another(tmp_path: Path) -> No
     assert report["overall"] == summary(rows)["overall"]
     assert (report["model"], report["seed"], report["prompt_rewriting"]) == ("half", 1, False)
     assert report["judge"].startswith("blip3o.shapes.verify ")
-    assert report["settings"] == {**vars(GenerationDefaults()), "guidance_scale": 3.0}
+    assert report["settings"] == {**GenerationDefaults().given(), "guidance_scale": 3.0}
 
 
 def test_the_summary_is_printed_with_its_intervals(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -76,7 +76,7 @@ def test_the_files_agree_with_one_another(tmp_path: Path) -> None:
     assert report["success"] == edit_summary(rows)["success"] and set(report["kinds"]) == set(EDIT_KINDS)
     assert (report["benchmark"], report["model"], report["seed"]) == ("shapes-edit", "half", 1)
     assert report["judge"].startswith("blip3o.shapes.verify_edits ") and report["prompt_rewriting"] is False
-    assert report["settings"] == {**vars(GenerationDefaults()), "guidance_scale": 3.0}
+    assert report["settings"] == {**GenerationDefaults().given(), "guidance_scale": 3.0}
     with Image.open(tmp_path / "sheet.png") as sheet:
         assert sheet.width > 4 * 3 * 32 and sheet.height > 8 * 3 * 32
 

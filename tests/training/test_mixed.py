@@ -14,18 +14,14 @@ from blip3o.data.images import ImageDataModule
 from blip3o.data.mixture import Weighted
 from blip3o.diffusion import FlowHead, PixelCodec, Sana
 from blip3o.model import Blip3oNext, ModelLosses
-from blip3o.prompts import PromptTemplate
 from blip3o.training.base import Optimization
 from blip3o.training.history import fit_steps
 from blip3o.training.joint import JointModule
 from blip3o.training.mixed import mixed_latents, mixed_losses
 from tests.data.pictures import Numbers
-from tests.tiny import generators, perturbed, seeded, tiny_ar, tiny_images, tiny_model, tiny_sana
+from tests.tiny import PLAIN_EDITS, generators, perturbed, seeded, tiny_ar, tiny_images, tiny_model, tiny_sana
 from tests.tokenizers.test_ta_tok import tiny_ta_tok
 
-TEMPLATE = PromptTemplate(
-    "{caption}", edit="{instruction}", before_references="", after_references="", system=None, chat=False
-)
 CAPTIONS = ["a red circle", "a circle and a square", "two circles", "a red square left of a blue circle"]
 
 
@@ -36,7 +32,7 @@ def edit_model() -> Blip3oNext:
         head = FlowHead(denoiser, PixelCodec(patch_size=2), image_size=32)
         ar = tiny_ar(max_position_embeddings=256)
         model = Blip3oNext(
-            tiny_ta_tok(), ar, MLPBridge, head, TEMPLATE, reference_features=MLPBridge, reference_latents=MLPBridge
+            tiny_ta_tok(), ar, MLPBridge, head, PLAIN_EDITS, reference_features=MLPBridge, reference_latents=MLPBridge
         )
     return perturbed(model, std=0.2)
 
