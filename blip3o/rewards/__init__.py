@@ -1,6 +1,7 @@
 """Rewards: what reinforcement learning asks of the images that a model makes."""
 
 from blip3o.rewards.base import Reward, WeightedSum
+from blip3o.rewards.remote import RemoteReward
 from blip3o.rewards.shapes import ShapesReward
 
-__all__ = ["Reward", "ShapesReward", "WeightedSum"]
+__all__ = ["RemoteReward", "Reward", "ShapesReward", "WeightedSum"]
