@@ -1,4 +1,4 @@
-"""GRPO with a reward on a server: whatever becomes of the server, the weights are those of an undisturbed run."""
+"""GRPO with a reward on a server or in worker processes: the weights are those of a run that scores by itself."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ import torch
 from lightning import Callback
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from blip3o.rewards import RemoteReward
+from blip3o.cli import main
+from blip3o.rewards import ProcessReward, RemoteReward
 from tests.rewards.toys import Brightness
+from tests.training.test_grpo_runs import config
 from tests.training.toy import fit, grpo
 
 ROOT = Path(__file__).parents[2]
@@ -118,3 +120,23 @@ def test_a_run_that_gave_up_resumes_to_the_weights_of_an_undisturbed_one(
     assert torch.load(tmp_path / "last.ckpt", weights_only=False)["global_step"] == 4
     server.start()
     assert same(undisturbed, weights(reward, callbacks=[callback()], ckpt_path=tmp_path / "last.ckpt", **checkpoints))
+
+
+def test_worker_processes_change_nothing(undisturbed: dict[str, torch.Tensor]) -> None:
+    reward = ProcessReward(Brightness(), num_workers=2, chunk_size=3)
+    assert same(undisturbed, weights(reward))
+    reward.close()
+
+
+def test_a_run_with_a_wrong_url_ends_in_one_message_before_it_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = {"url": "http://127.0.0.1:9", "backoff": 0.01}
+    path = config(tmp_path, rewards=[{"class_path": "blip3o.rewards.RemoteReward", "init_args": arguments}])
+    with torch.random.fork_rng(devices=[]):
+        assert main(["fit", "--config", path]) == 1
+    told = [line for line in capsys.readouterr().err.splitlines() if "9" in line and "url" in line]
+    assert len(told) == 1
+    assert told[0].startswith("blip3o fit: url (http://127.0.0.1:9) can not be reached in 4 tries: ")
+    assert not list(tmp_path.glob("runs/**/metrics.csv"))
