@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from blip3o.reward_server import add_reward_server
+
 LIGHTNING = {
     "fit": "train the module and data of a YAML file",
     "validate": "run its validation",
@@ -119,6 +121,8 @@ def build_parser() -> argparse.ArgumentParser:
     ablate.add_argument("--launcher", default="local", help="where runs execute: local, slurm or ray (default: local)")
     ablate.add_argument("--dry_run", action="store_true", help="check the plan, list its runs, train nothing")
     ablate.set_defaults(run=_ablate)
+
+    add_reward_server(commands)
 
     convert = commands.add_parser("convert", help="turn a checkpoint of the released code into a model folder")
     convert.add_argument("checkpoint", help="folder or hub id in the released layout")

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import Tokenizer, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
 from transformers import (
     CONFIG_MAPPING,
@@ -25,6 +25,8 @@ SPECIAL_TOKENS = ("<pad>", "<unk>", "<|im_start|>", "<|im_end|>")
 def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     """A tokenizer whose tokens are `words`, split at white space and punctuation; others become `<unk>`.
 
+    Where `words` holds single capital letters, such as `A`, every capital of a text is a token of its own.
+
     Raises:
         ValueError: if `words` is empty, repeats one or holds a special token.
     """
@@ -33,6 +35,9 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
         raise ValueError(f"words ({list(words)}) must be one or more different words, none of {SPECIAL_TOKENS}.")
     core = Tokenizer(WordLevel(table, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
+    if any(len(word) == 1 and word.isupper() for word in words):
+        apart = pre_tokenizers.Split(Regex("[A-Z]"), behavior="isolated")
+        core.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), apart])
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
         pad_token="<pad>",

@@ -14,16 +14,11 @@ from torch.utils.data import DataLoader, default_collate
 
 from blip3o.data.stream import Row, RowStream, refuse_limited_batches
 from blip3o.pixels import to_tensor
-from blip3o.shapes import (
-    World,
-    evaluation_captions,
-    get_world,
-    render,
-    render_object_map,
-    sample_scene,
-)
+from blip3o.shapes import World, render_object_map
+from blip3o.shapes.any_world import AnyWorld, any_evaluation_captions, get_any_world, render_any, sample_any_scene
 from blip3o.shapes.captions import Split
 from blip3o.shapes.scenes import Scene
+from blip3o.shapes.text import TextWorld
 from blip3o.shapes.world import BACKGROUNDS
 
 
@@ -62,41 +57,43 @@ def describe_cells(scene: Scene, world: World, grid: int) -> np.ndarray:
 def make_row(
     index: int,
     *,
-    world: World,
+    world: AnyWorld,
     seed: int,
     split: Split = "train",
     tag_weights: Mapping[str, float] | None = None,
     describe: int | None = None,
 ) -> Row:
     """Row `index` of a stream: `index`, `caption`, `image` (3, H, W) in [-1, 1], `descriptors` if asked for."""
-    scene = sample_scene(world, seed, index, split=split, tag_weights=tag_weights)
-    row: Row = {"index": index, "caption": scene.caption, "image": to_tensor(render(scene, world))}
+    scene = sample_any_scene(world, seed, index, split=split, tag_weights=tag_weights)
+    row: Row = {"index": index, "caption": scene.caption, "image": to_tensor(render_any(scene, world))}
     if describe is not None:
+        assert isinstance(scene, Scene) and isinstance(world, World), "words have no descriptors"
         row["descriptors"] = torch.from_numpy(describe_cells(scene, world, describe))
     return row
 
 
 class ShapesDataModule(LightningDataModule):
-    """Captioned scenes of a shapes world, rendered as they are needed.
+    """Captioned scenes of a world of shapes or words, rendered as they are needed.
 
     Training rows come from the training captions; every row is a pure function of (seed, index). Validation rows
     are scenes of held-out captions, and `prompts` are held-out captions that `blip3o predict` draws.
 
     Args:
-        world: a world, or the name of one in `blip3o.shapes.WORLDS`.
+        world: a world, or the name of one in `blip3o.shapes.WORLDS` or `blip3o.shapes.text.TEXT_WORLDS`.
         batch_size: rows a batch on one process.
         seed: stream of scenes.
         num_val: validation scenes.
         num_prompts: held-out captions to draw in prediction.
         tag_weights: relative frequency of each tag in training; uniform when None.
-        describe: cells along each side of the `descriptors` that tokenizer training aligns with; none when None.
+        describe: cells along each side of the `descriptors` that tokenizer training aligns with; none when None, nor
+            for words.
         num_workers: processes that render; 0 renders in the training process.
     """
 
     def __init__(
         self,
         *,
-        world: str | World = "shapes",
+        world: str | World | TextWorld = "shapes",
         batch_size: int = 48,
         seed: int = 0,
         num_val: int = 192,
@@ -106,7 +103,9 @@ class ShapesDataModule(LightningDataModule):
         num_workers: int = 0,
     ) -> None:
         super().__init__()
-        self.world = get_world(world)
+        self.world = get_any_world(world)
+        if describe is not None and isinstance(self.world, TextWorld):
+            raise ValueError(f"describe ({describe}) is of shapes, but world ({world}) shows words; leave it out.")
         if describe is not None and (describe < 1 or self.world.canvas % describe):
             raise ValueError(f"describe ({describe}) must divide the canvas ({self.world.canvas}).")
         for name, value, least in (
@@ -121,7 +120,7 @@ class ShapesDataModule(LightningDataModule):
         self.seed = seed
         self.num_val = num_val
         self.num_workers = num_workers
-        self.prompts = evaluation_captions(self.world, num_prompts, seed)
+        self.prompts = any_evaluation_captions(self.world, num_prompts, seed)
         self._make_row = partial(make_row, world=self.world, seed=seed, tag_weights=tag_weights, describe=describe)
         self._collate: Callable[[list[Row]], Row] = default_collate
         self.val_batch_size = batch_size

@@ -1,4 +1,4 @@
-"""Captions of a shapes world without pictures, for training by rewards."""
+"""Captions of a world of shapes or words without pictures, for training by rewards."""
 
 from __future__ import annotations
 
@@ -8,28 +8,30 @@ from functools import partial
 from blip3o.data.prompts import collate_prompts
 from blip3o.data.shapes import ShapesDataModule
 from blip3o.data.stream import Row
-from blip3o.shapes import World, evaluation_captions, metadata, sample_scene
+from blip3o.shapes import World
+from blip3o.shapes.any_world import AnyWorld, any_evaluation_captions, any_metadata, sample_any_scene
 from blip3o.shapes.captions import Split
+from blip3o.shapes.text import TextWorld
 
 
-def caption_row(index: int, caption: str, world: World) -> Row:
-    """`index`, `prompt` and `caption` (the same), and `metadata` in the form of a line of GenEval's."""
-    return {"index": index, "prompt": caption, "caption": caption, "metadata": metadata(caption, world)}
+def caption_row(index: int, caption: str, world: AnyWorld) -> Row:
+    """`index`, `prompt` and `caption` (the same), and `metadata`: GenEval's of shapes, or word and colour."""
+    return {"index": index, "prompt": caption, "caption": caption, "metadata": any_metadata(caption, world)}
 
 
 def make_prompt(
-    index: int, *, world: World, seed: int, split: Split = "train", tag_weights: Mapping[str, float] | None = None
+    index: int, *, world: AnyWorld, seed: int, split: Split = "train", tag_weights: Mapping[str, float] | None = None
 ) -> Row:
     """Row `index` of a stream of captions; the captions are those of the scenes that `ShapesDataModule` renders."""
-    scene = sample_scene(world, seed, index, split=split, tag_weights=tag_weights)
+    scene = sample_any_scene(world, seed, index, split=split, tag_weights=tag_weights)
     return caption_row(index, scene.caption, world)
 
 
 class ShapesPromptsDataModule(ShapesDataModule):
-    """Captions of a shapes world: those of training, endless; and held-out ones, balanced over the tags.
+    """Captions of a world of shapes or words: those of training, endless; and held-out ones, balanced over the tags.
 
     Args:
-        world: a world, or the name of one in `blip3o.shapes.WORLDS`.
+        world: a world, or the name of one in `blip3o.shapes.WORLDS` or `blip3o.shapes.text.TEXT_WORLDS`.
         batch_size: prompts a batch on one process.
         val_batch_size: prompts a batch in validation, where one image is made of each; `batch_size` when None.
         seed: stream of captions.
@@ -42,7 +44,7 @@ class ShapesPromptsDataModule(ShapesDataModule):
     def __init__(
         self,
         *,
-        world: str | World = "shapes",
+        world: str | World | TextWorld = "shapes",
         batch_size: int = 8,
         val_batch_size: int | None = None,
         seed: int = 0,
@@ -66,5 +68,5 @@ class ShapesPromptsDataModule(ShapesDataModule):
         self._collate = collate_prompts
 
     def _held_out_rows(self, seed: int) -> list[Row]:
-        held_out = evaluation_captions(self.world, self.num_val, seed)
+        held_out = any_evaluation_captions(self.world, self.num_val, seed)
         return [caption_row(index, caption, self.world) for index, caption in enumerate(held_out)]

@@ -61,7 +61,7 @@ class WeightedSum(Reward):
             raise ValueError(f"rewards ({names}) must hold one or more, each with a name of its own.")
         if len(self.weights) != len(names) or not np.isfinite(self.weights).all():
             raise ValueError(f"weights ({weights}) must hold one finite number for each of the rewards {names}.")
-        ends = [sorted((w * r.range[0], w * r.range[1])) for w, r in zip(self.weights, self.rewards, strict=True)]
+        ends = [sorted((w * r.range[0], w * r.range[1])) for w, r in zip(self.weights, self.rewards, strict=True) if w]
         self.range = (sum(low for low, _ in ends), sum(high for _, high in ends))
 
     def prepare(self) -> None:

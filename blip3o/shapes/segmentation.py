@@ -70,7 +70,7 @@ def segment(images: NDArray[np.uint8], world: World) -> Segmentation:
         images: Batch of pictures, uint8, (B, canvas, canvas, 3).
         world: Gives the palette.
     """
-    backgrounds = _find_backgrounds(images)
+    backgrounds = find_backgrounds(images)
     base = np.array([BACKGROUNDS[name or "white"] for name in backgrounds], dtype=np.float32)
     offset = images - base[:, None, None, :]
     coverage, color, strange = _unmix(offset, base, world)
@@ -101,7 +101,7 @@ def segment(images: NDArray[np.uint8], world: World) -> Segmentation:
     return Segmentation(backgrounds, regions, stray.sum(axis=(1, 2)).tolist())
 
 
-def _find_backgrounds(images: NDArray[np.uint8]) -> list[str | None]:
+def find_backgrounds(images: NDArray[np.uint8]) -> list[str | None]:
     """The background that more than half of the outermost pixels show, within `COLOR_TOLERANCE`."""
     border = np.concatenate([images[:, 0], images[:, -1], images[:, 1:-1, 0], images[:, 1:-1, -1]], axis=1)
     names = list(BACKGROUNDS)

@@ -26,6 +26,13 @@ def test_unknown_words_become_unk_and_punctuation_splits() -> None:
     assert ids(tokenizer, "") == []
 
 
+def test_capitals_are_apart_where_they_are_words() -> None:
+    tokenizer = word_tokenizer(["the", "word", "in", "red", "A", "C", "T"])
+    assert ids(tokenizer, "the word CAT in red") == [4, 5, 9, 8, 10, 6, 7]
+    assert ids(tokenizer, "CAB<|im_end|>") == [9, 8, tokenizer.unk_token_id, 3]
+    assert ids(word_tokenizer(["the", "CAT"]), "the CAT") == [4, 5], "words alone stay whole"
+
+
 def test_special_tokens_are_read_from_text() -> None:
     tokenizer = word_tokenizer(["user", "red"])
     assert ids(tokenizer, "<|im_start|>user\nred<|im_end|>") == [2, 4, 5, 3]

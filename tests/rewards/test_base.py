@@ -35,6 +35,15 @@ def test_the_sum_weighs_rewards_and_gives_each_apart() -> None:
     assert both.range == (-3.0, 1.5)
 
 
+def test_an_open_range_without_weight_leaves_the_range_of_the_sum_closed() -> None:
+    class Open(Flat):
+        name = "open"
+        range = (-np.inf, np.inf)
+
+    assert WeightedSum([Flat(), Open()], [1.0, 0.0]).range == (-1.0, 3.0)
+    assert WeightedSum([Flat(), Open()], [1.0, -1.0]).range == (-np.inf, np.inf)
+
+
 def test_what_does_not_suit_is_refused() -> None:
     with pytest.raises(ValueError, match=r"rewards \(\[\]\)"):
         WeightedSum([])
