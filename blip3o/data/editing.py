@@ -13,7 +13,7 @@ from torch.utils.data import default_collate
 from blip3o.data.shapes import ShapesDataModule, make_row
 from blip3o.data.stream import Row
 from blip3o.pixels import to_tensor
-from blip3o.shapes import ALL_KINDS, ShapesEdit, World, edit_record, evaluation_edits, render, sample_edit
+from blip3o.shapes import ALL_KINDS, ShapesEdit, World, edit_record, evaluation_edits, get_world, render, sample_edit
 from blip3o.shapes.edit_sampling import check_kinds
 from blip3o.shapes.scenes import draw_name
 
@@ -121,8 +121,9 @@ class ShapesEditDataModule(ShapesDataModule):
         tag_weights: dict[str, float] | None = None,
         num_workers: int = 0,
     ) -> None:
+        self._shapes = get_world(world)
         super().__init__(
-            world=world,
+            world=self._shapes,
             batch_size=batch_size,
             seed=seed,
             num_val=num_val,
@@ -139,13 +140,13 @@ class ShapesEditDataModule(ShapesDataModule):
         self.num_val_edits = num_val_edits
         self._val_kinds: list[str] = []
         if self.tasks.get("edit"):
-            weights = check_kinds(self.world, edit_kinds, "train")
+            weights = check_kinds(self._shapes, edit_kinds, "train")
             draw_name("edit_kinds", weights, ALL_KINDS, np.random.default_rng(0))
             self._val_kinds = [kind for kind, weight in weights.items() if weight]
-            check_kinds(self.world, dict.fromkeys(self._val_kinds, 1.0), "held_out")
+            check_kinds(self._shapes, dict.fromkeys(self._val_kinds, 1.0), "held_out")
         self._make_row = partial(
             make_mixed_row,
-            world=self.world,
+            world=self._shapes,
             seed=seed,
             tasks=self.tasks,
             edit_kinds=edit_kinds,
@@ -157,13 +158,13 @@ class ShapesEditDataModule(ShapesDataModule):
         rows: list[Row] = []
         if self.tasks.get("text"):
             rows += [
-                text_row(make_row(index, world=self.world, seed=seed, split="held_out"))
+                text_row(make_row(index, world=self._shapes, seed=seed, split="held_out"))
                 for index in range(self.num_val)
             ]
         if self._val_kinds:
-            edits = evaluation_edits(self.world, self.num_val_edits, seed, self._val_kinds)
-            rows += [edit_row(len(rows) + number, edit, self.world) for number, edit in enumerate(edits)]
+            edits = evaluation_edits(self._shapes, self.num_val_edits, seed, self._val_kinds)
+            rows += [edit_row(len(rows) + number, edit, self._shapes) for number, edit in enumerate(edits)]
         if not rows:  # a run of reconstructions alone
-            edits = evaluation_edits(self.world, self.num_val_edits, seed, ["reconstruct"])
-            rows += [edit_row(number, edit, self.world) for number, edit in enumerate(edits)]
+            edits = evaluation_edits(self._shapes, self.num_val_edits, seed, ["reconstruct"])
+            rows += [edit_row(number, edit, self._shapes) for number, edit in enumerate(edits)]
         return rows

@@ -137,6 +137,7 @@ def test_validation_holds_the_tasks_that_are_trained() -> None:
         ({"edit_kinds": {"add": -1.0, "remove": 2.0}}, "edit_kinds .* must be finite, non-negative"),
         ({"num_val_edits": 0}, r"num_val_edits \(0\) must be at least 1"),
         ({"world": "moons"}, "moons"),
+        ({"world": "text"}, r"name \(.text.\) is not a world"),
     ],
 )
 def test_wrong_arguments_are_refused(arguments: dict[str, Any], told: str) -> None:
