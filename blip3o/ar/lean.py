@@ -1,0 +1,233 @@
+"""Decoding without transformers' bookkeeping, for decoders of Llama's form: Llama, Qwen2 and Qwen3.
+
+The arithmetic is that of transformers' modules. What is left out is what they do anew for every token: masks and
+rotations are made once, keys and values lie in one place that is large enough, products that read the same states are
+one, and the heads that share keys are asked together. The weights are read when a step is made and never kept longer.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+from transformers.models.llama import modeling_llama as llama
+from transformers.models.qwen2 import modeling_qwen2 as qwen2
+from transformers.models.qwen3 import modeling_qwen3 as qwen3
+
+from blip3o.ar.packing import FEWEST_ROWS, PACKED_FROM, Product, packs, product, stacked
+from blip3o.ar.steps import States, Step
+from blip3o.ar.tables import head_of
+
+_KNOWN = {
+    llama.LlamaModel: (llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP, llama.LlamaRMSNorm),
+    qwen2.Qwen2Model: (qwen2.Qwen2DecoderLayer, qwen2.Qwen2Attention, qwen2.Qwen2MLP, qwen2.Qwen2RMSNorm),
+    qwen3.Qwen3Model: (qwen3.Qwen3DecoderLayer, qwen3.Qwen3Attention, qwen3.Qwen3MLP, qwen3.Qwen3RMSNorm),
+}
+_ROTATIONS = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotary embeddings whose frequencies do not depend on the length."""
+
+_OWN_HOOK = "output_capturing_hook"
+"""Name of the hooks that transformers leaves on the layers; they do nothing to the states."""
+
+
+def fits(lm: PreTrainedModel) -> bool:
+    """Whether `LeanStep` computes what the model's own forward pass does: nothing in it is wrapped, hooked or unknown."""
+    decoder = lm.get_decoder()
+    known = _KNOWN.get(type(decoder))
+    config = lm.config
+    if known is None or set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+        return False
+    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotation not in _ROTATIONS or (decoder.training and config.attention_dropout > 0):
+        return False
+    plain = (*known, nn.Linear, nn.Embedding, nn.ModuleList, type(decoder), type(decoder.rotary_emb))
+    activation = {id(layer.mlp.act_fn) for layer in decoder.layers if type(layer) is known[0]}
+    for module in decoder.modules():
+        if type(module) not in plain and id(module) not in activation:
+            return False
+        hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+        if "forward" in vars(module) or any(getattr(hook, "__name__", "") != _OWN_HOOK for hook in hooks):
+            return False
+    head = head_of(lm)
+    parameters = [*decoder.parameters(), head.weight]
+    return (
+        type(head) is nn.Linear
+        and all(type(parameter) is nn.Parameter for parameter in parameters)
+        and len({(parameter.dtype, parameter.device) for parameter in parameters}) == 1
+        and not parameters[0].is_meta
+    )
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """What a step needs of a decoder layer.
+
+    Attributes:
+        before_attention, before_mlp: gains (H,) of its two norms.
+        heads: gains (query and key heads, head width) of the norms of queries and keys, None without.
+        qkv, out, gate_up, down: products.
+        mlp: its activation.
+        keys, values: (B, key heads, all positions, head width).
+    """
+
+    before_attention: Tensor
+    before_mlp: Tensor
+    heads: Tensor | None
+    qkv: Product
+    out: Product
+    gate_up: Product
+    down: Product
+    act: nn.Module
+    keys: Tensor
+    values: Tensor
+
+
+class LeanStep(Step):
+    """One token a row through a decoder that `fits`; rows are padded to `FEWEST_ROWS` where packing gains by it.
+
+    Args:
+        lm: the model.
+        cache: keys and values of the prompts (B rows).
+        attention_mask: (B, T) bool, of the prompts.
+        position: (B, 1) int64, positions of the prompts' last tokens.
+        num_tokens: tokens to come, N.
+        codes: range of the image ids.
+        keep_layers: whether the states of all layers are given.
+    """
+
+    def __init__(
+        self,
+        lm: PreTrainedModel,
+        cache: DynamicCache,
+        attention_mask: Tensor,
+        position: Tensor,
+        num_tokens: int,
+        codes: tuple[int, int],
+        keep_layers: bool,
+    ) -> None:
+        decoder, config = lm.get_decoder(), lm.config
+        device = attention_mask.device
+        self._embeddings = decoder.embed_tokens.weight
+        weights = self._embeddings.dtype
+        lowered = torch.is_autocast_enabled(device.type)
+        self._dtype = torch.get_autocast_dtype(device.type) if lowered else weights
+        self._device = device.type
+        self._rows = len(attention_mask)
+        packed = num_tokens >= PACKED_FROM and packs(device, self._dtype)
+        self._padded = max(self._rows, FEWEST_ROWS) if packed else self._rows
+        self._width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        self._num_queries, self._num_keys = config.num_attention_heads, config.num_key_value_heads
+        self._at, total = attention_mask.shape[1], attention_mask.shape[1] + num_tokens
+        self._keep_layers = keep_layers
+
+        def product_of(*linears: nn.Linear) -> Product:
+            weight, *bias = stacked([one.weight for one in linears], [one.bias for one in linears], self._dtype)
+            return product(weight, bias[0] if bias else None, self._padded, packed=packed)
+
+        def room(stored: Tensor) -> Tensor:
+            """`stored` (B, key heads, T, head width) with room for the tokens to come."""
+            whole = stored.new_empty((*stored.shape[:2], total, stored.shape[3]), dtype=self._dtype)
+            whole[:, :, : self._at] = stored
+            return whole
+
+        self._layers = []
+        for layer, stored in zip(decoder.layers, cache.layers, strict=True):
+            assert isinstance(stored, DynamicLayer) and stored.keys is not None and stored.values is not None
+            attention = layer.self_attn
+            self._layers.append(
+                _Layer(
+                    before_attention=layer.input_layernorm.weight.detach(),
+                    before_mlp=layer.post_attention_layernorm.weight.detach(),
+                    heads=self._head_gains(attention),
+                    qkv=product_of(attention.q_proj, attention.k_proj, attention.v_proj),
+                    out=product_of(attention.o_proj),
+                    gate_up=product_of(layer.mlp.gate_proj, layer.mlp.up_proj),
+                    down=product_of(layer.mlp.down_proj),
+                    act=layer.mlp.act_fn,
+                    keys=room(stored.keys),
+                    values=room(stored.values),
+                )
+            )
+        self._norm = decoder.norm.weight.detach()
+        self._eps = torch.tensor(float(config.rms_norm_eps), device=device)
+        head = head_of(lm)
+        within = slice(*codes)
+        bias = None if head.bias is None else head.bias[within].detach().to(self._dtype)
+        self._head = product(head.weight[within].detach().to(self._dtype), bias, self._padded, packed=packed)
+        positions = position + 1 + torch.arange(num_tokens, device=device)
+        cos, sin = decoder.rotary_emb(self._embeddings[:1, None].detach(), positions)
+        sin = torch.cat([-sin[..., : self._width // 2], sin[..., self._width // 2 :]], dim=-1)
+        self._cos, self._sin = (rearrange(t, "b n d -> n b 1 d").contiguous() for t in (cos, sin))
+        self._first = self._at
+        self._mask = None
+        if not attention_mask.all():
+            hidden = F.pad(~attention_mask, (0, num_tokens))[:, None, None]
+            self._mask = torch.zeros(hidden.shape, dtype=self._dtype, device=device).masked_fill_(hidden, -torch.inf)
+        # Rows of padding stay zero.
+        self._mixed = torch.zeros(self._padded, self._num_queries * self._width, dtype=self._dtype, device=device)
+
+    def _head_gains(self, attention: nn.Module) -> Tensor | None:
+        """Gains of the norms of queries and keys, one row a head."""
+        if not hasattr(attention, "q_norm"):
+            return None
+        norms = ((attention.q_norm, self._num_queries), (attention.k_norm, self._num_keys))
+        return torch.cat([repeat(norm.weight.detach(), "d -> h d", h=count) for norm, count in norms])
+
+    @torch.no_grad()
+    def advance(self, ids: Tensor) -> tuple[Tensor, States | None]:
+        """Reads the next token of every row."""
+        with torch.autocast(self._device, enabled=False):
+            x = F.embedding(ids, self._embeddings)
+            if self._padded > self._rows:
+                x = F.pad(x, (0, 0, 0, self._padded - self._rows))
+            cos, sin = self._cos[self._at - self._first], self._sin[self._at - self._first]
+            mask = None if self._mask is None else self._mask[..., : self._at + 1]
+            states = [x]
+            for layer in self._layers:
+                x = x + layer.out(self._attend(layer, self._normed(x, layer.before_attention), cos, sin, mask))
+                gate, up = layer.gate_up(self._normed(x, layer.before_mlp).to(self._dtype)).chunk(2, dim=-1)
+                x = x + layer.down(layer.act(gate).mul_(up))
+                states.append(x)
+            states[-1] = x = self._normed(x, self._norm)
+            self._at += 1
+        kept = tuple(state[: self._rows, None] for state in states) if self._keep_layers else None
+        return x[: self._rows], kept
+
+    def _attend(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention's output (padded rows, heads * width), before its last product, of normed states."""
+        rows, queries, keys = self._rows, self._num_queries, self._num_keys
+        qkv = layer.qkv(x.to(self._dtype))[:rows].view(rows, queries + 2 * keys, self._width)
+        rotated = qkv[:, : queries + keys]
+        if layer.heads is not None:
+            rotated = self._normed(rotated, layer.heads)
+        rotated = torch.addcmul(rotated * cos, rotated.roll(self._width // 2, -1), sin)
+        layer.keys[:, :, self._at] = rotated[:, queries:]
+        layer.values[:, :, self._at] = qkv[:, queries + keys :]
+        # Heads that share keys are as many positions of one head, which reads its keys once.
+        asked = rotated[:, :queries].to(self._dtype).view(rows, keys, queries // keys, self._width)
+        seen = self._at + 1
+        mixed = F.scaled_dot_product_attention(
+            asked, layer.keys[:, :, :seen], layer.values[:, :, :seen], attn_mask=mask
+        )
+        self._mixed[:rows] = mixed.reshape(rows, -1)
+        return self._mixed
+
+    def _normed(self, x: Tensor, gain: Tensor) -> Tensor:
+        """The RMS norm over the last axis, in float32 up to the gain."""
+        exact = x.float()
+        norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
+        scale = torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
+        return (exact * scale).to(x.dtype) * gain
+
+    @torch.no_grad()
+    def scores(self, hidden: Tensor) -> Tensor:
+        """Products over the image ids."""
+        with torch.autocast(self._device, enabled=False):
+            rows = len(hidden)
+            x = hidden.to(self._dtype)
+            return self._head(F.pad(x, (0, 0, 0, self._padded - rows)))[:rows]
