@@ -10,7 +10,6 @@ from torch import Tensor
 
 from blip3o.ar.base import Sampling
 
-
 GROUPS = 8
 """How many numbers `top_values` compares first."""
 

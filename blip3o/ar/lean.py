@@ -7,6 +7,7 @@ one, and the heads that share keys are asked together. The weights are read when
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +37,7 @@ _OWN_HOOK = "output_capturing_hook"
 
 
 def fits(lm: PreTrainedModel) -> bool:
-    """Whether `LeanStep` computes what the model's own forward pass does: nothing in it is wrapped, hooked or unknown."""
+    """Whether `LeanStep` computes what the model's own forward pass does: no module is wrapped, hooked or unknown."""
     decoder = lm.get_decoder()
     known = _KNOWN.get(type(decoder))
     config = lm.config
@@ -71,8 +72,8 @@ class _Layer:
         before_attention, before_mlp: gains (H,) of its two norms.
         heads: gains (query and key heads, head width) of the norms of queries and keys, None without.
         qkv, out, gate_up, down: products.
-        mlp: its activation.
-        keys, values: (B, key heads, all positions, head width).
+        act: activation of its perceptron.
+        cache: (B, 2, key heads, all positions, head width), keys and values.
     """
 
     before_attention: Tensor
@@ -82,9 +83,8 @@ class _Layer:
     out: Product
     gate_up: Product
     down: Product
-    act: nn.Module
-    keys: Tensor
-    values: Tensor
+    act: Callable[[Tensor], Tensor]
+    cache: Tensor
 
 
 class LeanStep(Step):
@@ -122,17 +122,20 @@ class LeanStep(Step):
         self._padded = max(self._rows, FEWEST_ROWS) if packed else self._rows
         self._width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         self._num_queries, self._num_keys = config.num_attention_heads, config.num_key_value_heads
-        self._at, total = attention_mask.shape[1], attention_mask.shape[1] + num_tokens
+        self._at = attention_mask.shape[1]
         self._keep_layers = keep_layers
 
-        def product_of(*linears: nn.Linear) -> Product:
-            weight, *bias = stacked([one.weight for one in linears], [one.bias for one in linears], self._dtype)
-            return product(weight, bias[0] if bias else None, self._padded, packed=packed)
+        def product_of(*linears: nn.Linear, rows: slice = slice(None)) -> Product:
+            biases = [None if one.bias is None else one.bias[rows] for one in linears]
+            weight, bias = stacked([one.weight[rows] for one in linears], biases, self._dtype)
+            multiply = product(weight, bias, self._padded, packed=packed)
+            return (lambda x: multiply(x.to(self._dtype))) if lowered else multiply
 
-        def room(stored: Tensor) -> Tensor:
-            """`stored` (B, key heads, T, head width) with room for the tokens to come."""
-            whole = stored.new_empty((*stored.shape[:2], total, stored.shape[3]), dtype=self._dtype)
-            whole[:, :, : self._at] = stored
+        def room(*stored: Tensor) -> Tensor:
+            """Keys and values (B, key heads, T, head width) as one, with room for the tokens to come."""
+            rows, heads, length, width = stored[0].shape
+            whole = stored[0].new_zeros((rows, len(stored), heads, length + num_tokens, width), dtype=self._dtype)
+            whole[:, :, :, :length] = torch.stack(stored, dim=1)
             return whole
 
         self._layers = []
@@ -148,17 +151,13 @@ class LeanStep(Step):
                     out=product_of(attention.o_proj),
                     gate_up=product_of(layer.mlp.gate_proj, layer.mlp.up_proj),
                     down=product_of(layer.mlp.down_proj),
-                    act=layer.mlp.act_fn,
-                    keys=room(stored.keys),
-                    values=room(stored.values),
+                    act=F.silu if isinstance(layer.mlp.act_fn, nn.SiLU) else layer.mlp.act_fn,
+                    cache=room(stored.keys, stored.values),
                 )
             )
         self._norm = decoder.norm.weight.detach()
         self._eps = torch.tensor(float(config.rms_norm_eps), device=device)
-        head = head_of(lm)
-        within = slice(*codes)
-        bias = None if head.bias is None else head.bias[within].detach().to(self._dtype)
-        self._head = product(head.weight[within].detach().to(self._dtype), bias, self._padded, packed=packed)
+        self._head = product_of(head_of(lm), rows=slice(*codes))
         positions = position + 1 + torch.arange(num_tokens, device=device)
         cos, sin = decoder.rotary_emb(self._embeddings[:1, None].detach(), positions)
         sin = torch.cat([-sin[..., : self._width // 2], sin[..., self._width // 2 :]], dim=-1)
@@ -178,44 +177,26 @@ class LeanStep(Step):
         norms = ((attention.q_norm, self._num_queries), (attention.k_norm, self._num_keys))
         return torch.cat([repeat(norm.weight.detach(), "d -> h d", h=count) for norm, count in norms])
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def advance(self, ids: Tensor) -> tuple[Tensor, States | None]:
         """Reads the next token of every row."""
         with torch.autocast(self._device, enabled=False):
             x = F.embedding(ids, self._embeddings)
             if self._padded > self._rows:
                 x = F.pad(x, (0, 0, 0, self._padded - self._rows))
-            cos, sin = self._cos[self._at - self._first], self._sin[self._at - self._first]
+            now = self._at - self._first
+            cos, sin = self._cos[now], self._sin[now]
             mask = None if self._mask is None else self._mask[..., : self._at + 1]
             states = [x]
             for layer in self._layers:
                 x = x + layer.out(self._attend(layer, self._normed(x, layer.before_attention), cos, sin, mask))
-                gate, up = layer.gate_up(self._normed(x, layer.before_mlp).to(self._dtype)).chunk(2, dim=-1)
+                gate, up = layer.gate_up(self._normed(x, layer.before_mlp)).chunk(2, dim=-1)
                 x = x + layer.down(layer.act(gate).mul_(up))
                 states.append(x)
             states[-1] = x = self._normed(x, self._norm)
             self._at += 1
         kept = tuple(state[: self._rows, None] for state in states) if self._keep_layers else None
         return x[: self._rows], kept
-
-    def _attend(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention's output (padded rows, heads * width), before its last product, of normed states."""
-        rows, queries, keys = self._rows, self._num_queries, self._num_keys
-        qkv = layer.qkv(x.to(self._dtype))[:rows].view(rows, queries + 2 * keys, self._width)
-        rotated = qkv[:, : queries + keys]
-        if layer.heads is not None:
-            rotated = self._normed(rotated, layer.heads)
-        rotated = torch.addcmul(rotated * cos, rotated.roll(self._width // 2, -1), sin)
-        layer.keys[:, :, self._at] = rotated[:, queries:]
-        layer.values[:, :, self._at] = qkv[:, queries + keys :]
-        # Heads that share keys are as many positions of one head, which reads its keys once.
-        asked = rotated[:, :queries].to(self._dtype).view(rows, keys, queries // keys, self._width)
-        seen = self._at + 1
-        mixed = F.scaled_dot_product_attention(
-            asked, layer.keys[:, :, :seen], layer.values[:, :, :seen], attn_mask=mask
-        )
-        self._mixed[:rows] = mixed.reshape(rows, -1)
-        return self._mixed
 
     def _normed(self, x: Tensor, gain: Tensor) -> Tensor:
         """The RMS norm over the last axis, in float32 up to the gain."""
@@ -224,10 +205,26 @@ class LeanStep(Step):
         scale = torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
         return (exact * scale).to(x.dtype) * gain
 
-    @torch.no_grad()
+    def _attend(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention's output (padded rows, heads * width), before its last product, of normed states."""
+        rows, queries, keys = self._rows, self._num_queries, self._num_keys
+        heads = layer.qkv(x).narrow(0, 0, rows).view(rows, queries + 2 * keys, self._width)
+        turned = heads.narrow(1, 0, queries + keys)
+        rotated = turned if layer.heads is None else self._normed(turned, layer.heads)
+        torch.addcmul(rotated * cos, rotated.roll(self._width // 2, -1), sin, out=turned)
+        layer.cache.select(3, self._at).copy_(heads.narrow(1, queries, 2 * keys).view(rows, 2, keys, self._width))
+        # Heads that share keys are as many positions of one head, which reads its keys once.
+        asked = heads.narrow(1, 0, queries).view(rows, keys, queries // keys, self._width)
+        seen_keys, seen_values = layer.cache.narrow(3, 0, self._at + 1).unbind(1)
+        mixed = F.scaled_dot_product_attention(asked, seen_keys, seen_values, attn_mask=mask).view(rows, -1)
+        if rows == self._padded:
+            return mixed
+        self._mixed[:rows] = mixed
+        return self._mixed
+
+    @torch.inference_mode()
     def scores(self, hidden: Tensor) -> Tensor:
         """Products over the image ids."""
         with torch.autocast(self._device, enabled=False):
             rows = len(hidden)
-            x = hidden.to(self._dtype)
-            return self._head(F.pad(x, (0, 0, 0, self._padded - rows)))[:rows]
+            return self._head(F.pad(hidden, (0, 0, 0, self._padded - rows)))[:rows]

@@ -34,18 +34,20 @@ def product(weight: Tensor, bias: Tensor | None, rows: int, *, packed: bool) -> 
     return lambda x: run(x, layout, bias, "none", [], "")
 
 
-def stacked(weights: Sequence[Tensor], biases: Sequence[Tensor | None], dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Weights (out_i, in) that read the same rows as one (sum of out_i, in), and their biases, zero where there is none.
+def stacked(
+    weights: Sequence[Tensor], biases: Sequence[Tensor | None], dtype: torch.dtype
+) -> tuple[Tensor, Tensor | None]:
+    """Weights (out_i, in) that read the same rows as one (sum of out_i, in), and their biases, zero where one has none.
 
-    Returns:
-        the weight, and the bias where any has one.
+    One weight alone is not copied where it has the precision already.
     """
-    weight = torch.cat([one.detach().to(dtype) for one in weights])
+    cast = [weight.detach().to(dtype) for weight in weights]
+    weight = cast[0] if len(cast) == 1 else torch.cat(cast)
     if all(bias is None for bias in biases):
-        return (weight,)
+        return weight, None
     filled = [
-        weight.new_zeros(len(one)) if bias is None else bias.detach().to(dtype)
-        for one, bias in zip(weights, biases, strict=True)
+        one.new_zeros(len(one)) if bias is None else bias.detach().to(dtype)
+        for one, bias in zip(cast, biases, strict=True)
     ]
     return weight, torch.cat(filled)
 
