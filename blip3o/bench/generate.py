@@ -65,10 +65,7 @@ def bench_generate(
         repeats,
         where,
     )
-    # A small model's matrices are measured like a large one's: the limit is the machine's.
-    small = measured.name in ("nano", "given")
-    machine = measure_machine(where, precision, *((1, 64) if small else ()))
-    own = times["blip3o"]
+    machine, own = measure_machine(where, precision), times["blip3o"]
     return Report(
         title=f"generate, {measured.name}",
         settings={

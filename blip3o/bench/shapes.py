@@ -93,7 +93,7 @@ NANO = Shape(
         **{"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 128},
     },
     vision={
-        **{"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
+        **{"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2},
         **{"patch_size": 8, "image_size": 48},
     },
     bottleneck_dim=8,

@@ -123,7 +123,7 @@ class TrainingBench:
         gradients = [p.grad.flatten() for p in self.model.parameters() if p.grad is not None]
         whole = torch.cat(gradients).cpu()
         self.model.zero_grad()
-        return float(value), whole
+        return float(value.detach()), whole
 
     def _generators(self) -> list[torch.Generator]:
         return [torch.Generator().manual_seed(row) for row in range(len(self.captions))]
