@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -110,8 +111,8 @@ class LeanStep(Step):
         codes: tuple[int, int],
         keep_layers: bool,
     ) -> None:
-        decoder, config = lm.get_decoder(), lm.config
-        device = attention_mask.device
+        decoder: Any = lm.get_decoder()
+        config, device = lm.config, attention_mask.device
         self._embeddings = decoder.embed_tokens.weight
         weights = self._embeddings.dtype
         lowered = torch.is_autocast_enabled(device.type)

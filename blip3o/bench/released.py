@@ -46,7 +46,7 @@ def generate(
         noise: initial latents.
         watch: takes the time of `tokens`, `states` and `denoising`.
     """
-    ar, head = _parts(model)
+    ar, head, objective = _parts(model)
     vocabulary = model.sequences.vocabulary
     prompt, mask = (t.to(model.device) for t in model.sequences.prompts(captions))
     num_tokens = model.tokenizer.num_tokens()
@@ -67,7 +67,7 @@ def generate(
         output = ar.lm.get_decoder()(input_ids=sequence, attention_mask=whole.long(), position_ids=positions)
         hidden = output.last_hidden_state[:, -num_tokens - 1 :]
     with watch.stage("denoising"):
-        scheduler = head.objective.scheduler()  # type: ignore[attr-defined]
+        scheduler = objective.scheduler()
         levels = torch.linspace(1, 1 / num_inference_steps, num_inference_steps, dtype=torch.float64)
         scheduler.set_timesteps(sigmas=levels.tolist(), device=model.device)
         latents, both = noise, torch.cat([torch.zeros_like(hidden), hidden])
@@ -99,7 +99,7 @@ def losses(
         supervise: where cross-entropy is taken; with `image` over the image ids alone, as `Blip3oNext.losses` does.
         generator: source of noise and timesteps, one a row.
     """
-    ar, head = _parts(model)
+    ar, head, _ = _parts(model)
     vocabulary = model.sequences.vocabulary
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         codes = model.tokenizer.encode(token_images).ids
@@ -122,12 +122,12 @@ def losses(
     return cross_entropy + flow.mean()
 
 
-def _parts(model: Blip3oNext) -> tuple[CausalLM, FlowHead]:
-    """The AR model and the head, of the kinds that the released procedure has."""
+def _parts(model: Blip3oNext) -> tuple[CausalLM, FlowHead, FlowMatching]:
+    """The AR model, the head and its objective, of the kinds that the released procedure has."""
     ar, head = model.ar, model.diffusion
-    if not isinstance(ar, CausalLM) or not isinstance(head, FlowHead) or not isinstance(head.objective, FlowMatching):
-        raise ValueError(
-            f"model ({type(ar).__name__}, {type(head).__name__}) must be a CausalLM with a FlowHead that trains flow "
-            "matching: the released procedure knows no others."
-        )
-    return ar, head
+    if isinstance(ar, CausalLM) and isinstance(head, FlowHead) and isinstance(head.objective, FlowMatching):
+        return ar, head, head.objective
+    raise ValueError(
+        f"model ({type(ar).__name__}, {type(head).__name__}) must be a CausalLM with a FlowHead that trains flow "
+        "matching: the released procedure knows no others."
+    )

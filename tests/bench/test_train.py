@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from blip3o.bench import released
+from blip3o.bench import peak, released
 from blip3o.bench import train as module
 from blip3o.bench.shapes import NANO, build
 from blip3o.bench.train import ENCODED, LIVE, RELEASED, TrainingBench, bench_train, peak_memory
@@ -71,6 +71,13 @@ def test_encoded_data_is_a_side_where_the_model_takes_it(monkeypatch: pytest.Mon
     assert seen["images"] is None and seen["image_ids"].shape == (2, 36) and seen["latents"].shape == (2, 4, 8, 8)
 
 
+def test_the_process_prints_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(peak.sys, "argv", ["peak", '["released procedure", "nano", 1, "all", "cpu", "bfloat16"]'])
+    peak.main()
+    assert 5e7 < int(capsys.readouterr().out) < 1e11
+
+
+@pytest.mark.slow
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
     assert 5e7 < peak_memory(LIVE, "nano", 1, "image", "cpu", "float32") < 4e9
 
