@@ -25,7 +25,7 @@ from blip3o.ar.decoding import draw
 from blip3o.ar.lean import LeanStep, fits
 from blip3o.ar.logits import read_logit_shape
 from blip3o.ar.repeats import repeat_rows, without_repeats
-from blip3o.ar.steps import LibraryStep, States, Step
+from blip3o.ar.steps import LibraryStep, Step, stack_layers
 from blip3o.ar.tables import extend_tables, head_of, share_tied, tie_again
 from blip3o.ar.text import load_text_tokenizer
 from blip3o.ar.vocabulary import ImageVocabulary, check_held, held_layout
@@ -202,7 +202,7 @@ class CausalLM(ARBackbone):
             )
         inputs = self._inputs(input_ids, attention_mask, inputs_embeds, images)
         output = self._run(inputs, attention_mask, keep_layers=bool(layers))
-        hidden, kept = output.last_hidden_state, _stack_layers(output.hidden_states, layers)
+        hidden, kept = output.last_hidden_state, stack_layers(output.hidden_states, layers)
         if logits_for is None:
             return AROutput(hidden, layers=kept)
         scored = hidden if logits_at is None else hidden[logits_at]
@@ -258,7 +258,7 @@ class CausalLM(ARBackbone):
             position = position[source]
         hidden = output.last_hidden_state[:, -1]
         states, ids, log_probs = [hidden[:rows]], [], []
-        kept = [_stack_layers(output.hidden_states, layers, rows, -1)]
+        kept = [stack_layers(output.hidden_states, layers, rows, -1)]
         step: Step
         if fits(self.lm):
             step = LeanStep(self.lm, cache, attention_mask, position, num_tokens, codes, keep_layers=bool(layers))
@@ -275,7 +275,7 @@ class CausalLM(ARBackbone):
             log_probs.append(log_prob)
             hidden, every = step.advance((drawn + vocabulary.first_code).repeat(2 if guided else 1))
             states.append(hidden[:rows])
-            kept.append(_stack_layers(every, layers, rows, -1))
+            kept.append(stack_layers(every, layers, rows, -1))
         per_layer = torch.cat([one for one in kept if one is not None], 2) if layers else None
         return Generated(torch.stack(ids, 1), torch.stack(states, 1), torch.stack(log_probs, 1), layers=per_layer)
 
@@ -326,19 +326,6 @@ class CausalLM(ARBackbone):
             first = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embed(inputs["input_ids"])
             output.hidden_states = (first, *output.hidden_states[:-2], output.hidden_states[-1])
         return output
-
-
-def _stack_layers(
-    every: States | None, layers: Sequence[int] | None, rows: int | None = None, start: int | None = None
-) -> Tensor | None:
-    """Hidden states (B, K, T, H) of the layers asked for, at the first `rows` and the positions from `start` on."""
-    if not layers:
-        return None
-    # One more than there are layers: the input embeddings come first, and the last ones are past the final norm.
-    assert every is not None, "they were asked for"
-    if strange := [layer for layer in layers if not -len(every) <= layer < len(every)]:
-        raise ValueError(f"layers names {strange}; the model has 0..{len(every) - 1}, or -1 and so on from the end.")
-    return torch.stack([every[layer][:rows, start:] for layer in layers], dim=1)
 
 
 def _share_tied(backbone: CausalLM, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:

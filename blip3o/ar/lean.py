@@ -171,7 +171,7 @@ class LeanStep(Step):
         # Rows of padding stay zero.
         self._mixed = torch.zeros(self._padded, self._num_queries * self._width, dtype=self._dtype, device=device)
 
-    def _head_gains(self, attention: nn.Module) -> Tensor | None:
+    def _head_gains(self, attention: Any) -> Tensor | None:
         """Gains of the norms of queries and keys, one row a head."""
         if not hasattr(attention, "q_norm"):
             return None

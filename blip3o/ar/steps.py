@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -73,3 +73,20 @@ class LibraryStep(Step):
     def scores(self, hidden: Tensor) -> Tensor:
         """Products over the image ids."""
         return self._head(hidden)
+
+
+def stack_layers(
+    every: States | None, layers: Sequence[int] | None, rows: int | None = None, start: int | None = None
+) -> Tensor | None:
+    """Hidden states (B, K, T, H) of the layers asked for, at the first `rows` and the positions from `start` on.
+
+    Raises:
+        ValueError: if the model has no such layer.
+    """
+    if not layers:
+        return None
+    # One more than there are layers: the input embeddings come first, and the last ones are past the final norm.
+    assert every is not None, "they were asked for"
+    if strange := [layer for layer in layers if not -len(every) <= layer < len(every)]:
+        raise ValueError(f"layers names {strange}; the model has 0..{len(every) - 1}, or -1 and so on from the end.")
+    return torch.stack([every[layer][:rows, start:] for layer in layers], dim=1)
