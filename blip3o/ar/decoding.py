@@ -91,13 +91,13 @@ def draw(
         ids (B,) int64 and their log-probabilities (B,) float32 under the distribution they were drawn from (for
         temperature 0, under the unfiltered one).
     """
-    logits = logits.float()
+    logits, names = logits.float(), None
     if sampling.temperature == 0:
         ids = logits.argmax(-1)
         log_probs = logits.log_softmax(-1)
     else:
-        logits = logits / sampling.temperature
-        candidates, names = _candidates(logits, sampling), None
+        logits = logits if sampling.temperature == 1 else logits / sampling.temperature
+        candidates = _candidates(logits, sampling)
         if candidates is not None:  # the rest has no probability; the order of ids is kept
             names, by_id = candidates[1].sort(-1)
             logits = candidates[0].gather(-1, by_id)
@@ -107,6 +107,5 @@ def draw(
         ids = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
         last = log_probs.shape[-1] - 1 - log_probs.isfinite().flip(-1).int().argmax(-1)
         ids = torch.minimum(ids, last)
-        if names is not None:
-            return names.gather(-1, ids[:, None])[:, 0], log_probs.gather(-1, ids[:, None])[:, 0]
-    return ids, log_probs.gather(-1, ids[:, None])[:, 0]
+    log_prob = log_probs.gather(-1, ids[:, None])[:, 0]
+    return (ids if names is None else names.gather(-1, ids[:, None])[:, 0]), log_prob

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.ar.base import Sampling
 from blip3o.ar.causal_lm import CausalLM
+from blip3o.ar.decoding import draw
 from blip3o.bench import released
 from blip3o.bench.machine import Machine, measure_machine
 from blip3o.bench.report import Report
@@ -22,6 +23,7 @@ from blip3o.structures import Conditioning
 GUIDANCE_SCALE = 2.0
 GREEDY, PUBLISHED = Sampling(temperature=0.0), Sampling()
 TOLERANCE = 1e-4
+_DRAWS = 20
 
 
 def bench_generate(
@@ -185,6 +187,7 @@ def limits(bench: _Bench, machine: Machine, tokens: float, denoising: float) -> 
     read = weights + rows * kept
     per_token = tokens / num_tokens
     least = max(read / machine.bandwidth, rows * token_flops / machine.matmul)
+    drawing = _drawing_seconds(rows, ar)
     step = denoising / bench.steps
     flops = _step_flops(bench)
     return {
@@ -197,6 +200,8 @@ def limits(bench: _Bench, machine: Machine, tokens: float, denoising: float) -> 
             "share_of_the_limit": least / per_token,
             "gb_per_s": read / per_token / 1e9,
             "share_of_the_arithmetic": rows * token_flops / per_token / machine.matmul,
+            "ms_of_drawing_a_token": drawing * 1e3,
+            "drawing_over_the_model": drawing / (per_token - drawing),
         },
         "denoising": {
             "gflop_a_step": flops / 1e9,
@@ -226,6 +231,22 @@ def decoding_work(ar: CausalLM, positions: int) -> tuple[int, int, int]:
     kept = 2 * config.num_hidden_layers * config.num_key_value_heads * width * positions
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * positions
     return size * numbers, size * kept, 2 * numbers + attention
+
+
+@torch.no_grad()
+def _drawing_seconds(rows: int, ar: CausalLM) -> float:
+    """Seconds of drawing a token for every row: what the loop adds to the model's own time."""
+    assert ar.vocabulary is not None
+    device = ar.head.device
+    logits = torch.randn(rows, ar.vocabulary.num_codes, generator=torch.Generator().manual_seed(0)).to(ar.head)
+    generator = torch.Generator().manual_seed(0)
+
+    def run(watch: Stopwatch) -> None:
+        with watch.stage("drawing"):
+            for _ in range(_DRAWS):
+                draw(logits, PUBLISHED, generator)
+
+    return compare({"drawing": run}, 3, device)["drawing"]["total"].median / _DRAWS
 
 
 @torch.no_grad()
