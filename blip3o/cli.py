@@ -11,6 +11,8 @@ from typing import Any
 
 from blip3o.reward_server import add_reward_server
 
+from blip3o.bench.arguments import add_bench
+
 LIGHTNING = {
     "fit": "train the module and data of a YAML file",
     "validate": "run its validation",
@@ -159,6 +161,8 @@ def build_parser() -> argparse.ArgumentParser:
     info.add_argument("--devices", type=int, default=8, help="GPUs of the FSDP estimate (default: 8)")
     info.add_argument("--trust_remote_code", action="store_true", help="import classes from any package")
     info.set_defaults(run=_info)
+
+    add_bench(commands.add_parser("bench", help="measure speed against the released procedure and the machine"))
     return parser
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -22,8 +22,10 @@ from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, state_arguments
 from blip3o.ar.configs import resolve_config, without_notes
 from blip3o.ar.decoding import draw
+from blip3o.ar.lean import LeanStep, fits
 from blip3o.ar.logits import read_logit_shape
 from blip3o.ar.repeats import repeat_rows, without_repeats
+from blip3o.ar.steps import LibraryStep, Step, stack_layers
 from blip3o.ar.tables import extend_tables, head_of, share_tied, tie_again
 from blip3o.ar.text import load_text_tokenizer
 from blip3o.ar.vocabulary import ImageVocabulary, check_held, held_layout
@@ -200,11 +202,11 @@ class CausalLM(ARBackbone):
             )
         inputs = self._inputs(input_ids, attention_mask, inputs_embeds, images)
         output = self._run(inputs, attention_mask, keep_layers=bool(layers))
-        hidden, kept = output.last_hidden_state, _stack_layers(output, layers)
+        hidden, kept = output.last_hidden_state, stack_layers(output.hidden_states, layers)
         if logits_for is None:
             return AROutput(hidden, layers=kept)
         scored = hidden if logits_at is None else hidden[logits_at]
-        return AROutput(hidden, self._logits(scored, logits_for), kept)
+        return AROutput(hidden, self._logit_shape(self._products(scored, logits_for)), kept)
 
     @torch.no_grad()
     def generate(
@@ -256,33 +258,31 @@ class CausalLM(ARBackbone):
             position = position[source]
         hidden = output.last_hidden_state[:, -1]
         states, ids, log_probs = [hidden[:rows]], [], []
-        kept = [_stack_layers(output, layers, rows, -1)]
-        ones = attention_mask.new_ones((len(attention_mask), 1))
+        kept = [stack_layers(output.hidden_states, layers, rows, -1)]
+        step: Step
+        if fits(self.lm):
+            step = LeanStep(self.lm, cache, attention_mask, position, num_tokens, codes, keep_layers=bool(layers))
+        else:
+            head = partial(self._products, ids=codes)
+            step = LibraryStep(self._run, head, cache, attention_mask, position, keep_layers=bool(layers))
         for _ in range(num_tokens):
-            logits = self._logits(hidden, codes)
+            logits = self._logit_shape(step.scores(hidden))
             if guided:
                 conditional, unconditional = logits.chunk(2)
                 logits = unconditional + token_guidance_scale * (conditional - unconditional)
             drawn, log_prob = draw(logits, sampling, generator)
             ids.append(drawn)
             log_probs.append(log_prob)
-            attention_mask = torch.cat([attention_mask, ones], dim=1)
-            position = position + 1
-            step_ids = (drawn + vocabulary.first_code).repeat(2 if guided else 1)[:, None]
-            inputs = {"input_ids": step_ids, "position_ids": position}
-            output = self._run(inputs, attention_mask, cache, keep_layers=bool(layers))
-            hidden = output.last_hidden_state[:, -1]
+            hidden, every = step.advance((drawn + vocabulary.first_code).repeat(2 if guided else 1))
             states.append(hidden[:rows])
-            kept.append(_stack_layers(output, layers, rows, -1))
+            kept.append(stack_layers(every, layers, rows, -1))
         per_layer = torch.cat([one for one in kept if one is not None], 2) if layers else None
         return Generated(torch.stack(ids, 1), torch.stack(states, 1), torch.stack(log_probs, 1), layers=per_layer)
 
-    def _logits(self, hidden: Tensor, ids: tuple[int, int]) -> Tensor:
-        """The model's own logits (..., ids) of last hidden states (..., H), over a range of ids alone."""
+    def _products(self, hidden: Tensor, ids: tuple[int, int]) -> Tensor:
+        """The head's products (..., ids) of last hidden states (..., H), over a range of ids alone."""
         head, within = head_of(self.lm), slice(*ids)
-        return self._logit_shape(
-            F.linear(hidden, head.weight[within], None if head.bias is None else head.bias[within])
-        )
+        return F.linear(hidden, head.weight[within], None if head.bias is None else head.bias[within])
 
     def _extended(self) -> ImageVocabulary:
         if self.vocabulary is None:
@@ -326,19 +326,6 @@ class CausalLM(ARBackbone):
             first = inputs["inputs_embeds"] if "inputs_embeds" in inputs else self.embed(inputs["input_ids"])
             output.hidden_states = (first, *output.hidden_states[:-2], output.hidden_states[-1])
         return output
-
-
-def _stack_layers(
-    output: Any, layers: Sequence[int] | None, rows: int | None = None, start: int | None = None
-) -> Tensor | None:
-    """Hidden states (B, K, T, H) of the layers asked for, at the first `rows` and the positions from `start` on."""
-    if not layers:
-        return None
-    # One more than there are layers: the input embeddings come first, and the last ones are past the final norm.
-    every = output.hidden_states
-    if strange := [layer for layer in layers if not -len(every) <= layer < len(every)]:
-        raise ValueError(f"layers names {strange}; the model has 0..{len(every) - 1}, or -1 and so on from the end.")
-    return torch.stack([every[layer][:rows, start:] for layer in layers], dim=1)
 
 
 def _share_tied(backbone: CausalLM, state: dict[str, Tensor], prefix: str, *rest: Any) -> None:

@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from blip3o.ar.base import Sampling
+
+GROUPS = 8
+"""How many numbers `top_values` compares first."""
 
 
 def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
@@ -21,16 +25,42 @@ def filter_logits(logits: Tensor, sampling: Sampling) -> Tensor:
         (B, V) float32. The most likely token always stays.
     """
     logits = logits / sampling.temperature
+    candidates = _candidates(logits, sampling)
+    if candidates is None:
+        return logits
+    values, order = candidates
+    return torch.full_like(logits, -torch.inf).scatter(-1, order, values)
+
+
+def _candidates(logits: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor] | None:
+    """The top-k logits (B, k) in falling order, minus infinity past top-p, and their ids; None where all stay."""
     size = logits.shape[-1]
     top_k = min(sampling.top_k or size, size)
     if top_k == size and sampling.top_p == 1:
-        return logits
-    values, order = logits.topk(top_k, dim=-1)
+        return None
+    values, order = top_values(logits, top_k)
     if sampling.top_p < 1:
         probabilities = values.softmax(-1)
         before = probabilities.cumsum(-1) - probabilities
         values = values.masked_fill(before >= sampling.top_p, -torch.inf)
-    return torch.full_like(logits, -torch.inf).scatter(-1, order, values)
+    return values, order
+
+
+def top_values(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`logits.topk(count)` of (B, V), several times as fast where `count` is a small part of V.
+
+    Logits stand in columns of `GROUPS`. The largest ones all stand in the columns with the largest maxima, of which
+    as many suffice, so that only these are searched.
+    """
+    size = logits.shape[-1]
+    if size % GROUPS or size // GROUPS < 2 * count:
+        values, order = logits.topk(count, dim=-1)
+        return values, order
+    columns = rearrange(logits, "b (g c) -> b g c", g=GROUPS)
+    best = columns.amax(1).topk(count, dim=-1, sorted=False).indices
+    searched = columns.gather(2, repeat(best, "b k -> b g k", g=GROUPS))
+    values, found = rearrange(searched, "b g k -> b (g k)").topk(count, dim=-1)
+    return values, best.gather(-1, found % count) + found // count * (size // GROUPS)
 
 
 def uniform(rows: int, generator: torch.Generator | Sequence[torch.Generator] | None, device: torch.device) -> Tensor:
@@ -61,15 +91,21 @@ def draw(
         ids (B,) int64 and their log-probabilities (B,) float32 under the distribution they were drawn from (for
         temperature 0, under the unfiltered one).
     """
-    logits = logits.float()
+    logits, names = logits.float(), None
     if sampling.temperature == 0:
         ids = logits.argmax(-1)
         log_probs = logits.log_softmax(-1)
     else:
-        log_probs = filter_logits(logits, sampling).log_softmax(-1)
+        logits = logits if sampling.temperature == 1 else logits / sampling.temperature
+        candidates = _candidates(logits, sampling)
+        if candidates is not None:  # the rest has no probability; the order of ids is kept
+            names, by_id = candidates[1].sort(-1)
+            logits = candidates[0].gather(-1, by_id)
+        log_probs = logits.log_softmax(-1)
         cumulative = log_probs.exp().cumsum(-1)
         threshold = uniform(len(logits), generator, logits.device)[:, None] * cumulative[:, -1:]
         ids = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
         last = log_probs.shape[-1] - 1 - log_probs.isfinite().flip(-1).int().argmax(-1)
         ids = torch.minimum(ids, last)
-    return ids, log_probs.gather(-1, ids[:, None])[:, 0]
+    log_prob = log_probs.gather(-1, ids[:, None])[:, 0]
+    return (ids if names is None else names.gather(-1, ids[:, None])[:, 0]), log_prob

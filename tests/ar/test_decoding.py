@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from blip3o.ar import Sampling
-from blip3o.ar.decoding import draw, filter_logits, uniform
+from blip3o.ar.decoding import draw, filter_logits, top_values, uniform
 from tests.tiny import generators
 
 LOGITS = 2 * torch.randn(8, 12, generator=torch.Generator().manual_seed(0))
@@ -135,3 +135,33 @@ def test_values_out_of_range_are_refused(arguments: dict[str, float], message: s
 
 def test_the_defaults_are_the_published_ones() -> None:
     assert Sampling() == Sampling(temperature=1.0, top_k=1200, top_p=0.95)
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("size", "count"), [(800, 40), (800, 50), (800, 60), (801, 40), (800, 1), (8, 8)])
+def test_the_largest_values_are_those_of_topk(rows: int, size: int, count: int) -> None:
+    """Where columns are searched (up to a sixteenth of the size) and where they are not."""
+    logits = torch.randn(rows, size, generator=torch.Generator().manual_seed(size + count))
+    values, order = top_values(logits, count)
+    expected = logits.topk(count)
+    assert torch.equal(values, expected.values) and torch.equal(order, expected.indices)
+
+
+def test_the_largest_values_of_ties_are_as_many_and_each_its_own() -> None:
+    logits = torch.randint(0, 3, (4, 800), generator=torch.Generator().manual_seed(0)).float()
+    values, order = top_values(logits, 40)
+    assert torch.equal(values, logits.topk(40).values) and torch.equal(logits.gather(1, order), values)
+    assert all(len(set(row)) == 40 for row in order.tolist())
+
+
+@pytest.mark.parametrize("sampling", [Sampling(1.3, 40, 0.9), Sampling(0.7, 40, 1.0), Sampling(1.0, 0, 0.8)])
+def test_drawing_among_the_kept_is_drawing_from_the_filtered(sampling: Sampling) -> None:
+    """The same number gives the same id as the distribution over all ids, and its log-probability."""
+    logits = 3 * torch.randn(2000, 800, generator=torch.Generator().manual_seed(0))
+    ids, log_probs = draw(logits, sampling, torch.Generator().manual_seed(1))
+    expected = filter_logits(logits, sampling).log_softmax(-1)
+    torch.testing.assert_close(log_probs, expected.gather(1, ids[:, None])[:, 0])
+    numbers = uniform(2000, torch.Generator().manual_seed(1), logits.device)
+    below = expected.double().exp().cumsum(-1)
+    inverted = (below <= numbers[:, None] * below[:, -1:]).sum(-1)
+    assert (ids == inverted).float().mean() > 0.995, "but for rounding at a border"
