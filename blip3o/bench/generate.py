@@ -180,7 +180,7 @@ class _Bench:
         )
         return (
             f"{int((ids != their_ids).sum())} of {ids.numel()} greedy ids differ; equal before the first one that "
-            f"does: {alike} of {ids.shape[1]} on average; to the ids in float32: blip3o {own}, released procedure {their}"
+            f"does: {alike} of {ids.shape[1]} on average; to float32: blip3o {own}, released procedure {their}"
         )
 
 
