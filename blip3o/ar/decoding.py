@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from einops import rearrange, repeat
 from torch import Tensor
 
 from blip3o.ar.base import Sampling
@@ -56,11 +55,11 @@ def top_values(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     if size % GROUPS or size // GROUPS < 2 * count:
         values, order = logits.topk(count, dim=-1)
         return values, order
-    columns = rearrange(logits, "b (g c) -> b g c", g=GROUPS)
-    best = columns.amax(1).topk(count, dim=-1, sorted=False).indices
-    searched = columns.gather(2, repeat(best, "b k -> b g k", g=GROUPS))
-    values, found = rearrange(searched, "b g k -> b (g k)").topk(count, dim=-1)
-    return values, best.gather(-1, found % count) + found // count * (size // GROUPS)
+    columns = logits.unflatten(1, (GROUPS, -1))
+    best = columns.amax(1).topk(count, dim=-1, sorted=False).indices[:, None].expand(-1, GROUPS, -1)
+    values, found = columns.gather(2, best).flatten(1).topk(count, dim=-1)
+    starts = torch.arange(0, size, size // GROUPS, device=logits.device)[:, None]
+    return values, (best + starts).flatten(1).gather(-1, found)
 
 
 def uniform(rows: int, generator: torch.Generator | Sequence[torch.Generator] | None, device: torch.device) -> Tensor:

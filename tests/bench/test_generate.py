@@ -28,8 +28,15 @@ def test_the_released_procedure_gives_the_same_and_both_are_timed(shape: str) ->
 
 def test_in_bfloat16_ids_that_differ_are_counted() -> None:
     report = bench_generate(NANO, repeats=1)
-    assert " of 36 greedy ids differ; every row's first " in report.checks["bfloat16"]
+    assert " of 36 greedy ids differ; equal before the first one" in report.checks["bfloat16"]
     assert report.settings["dtype"] == "bfloat16" and report.settings["tokens"] == 36
+
+
+def test_ids_before_the_first_that_differs_are_counted_by_row() -> None:
+    ids = torch.arange(8).view(2, 4)
+    other = ids.clone()
+    other[0, 1] = 9
+    assert module._equal_at_first(ids, other) == "2.5" and module._equal_at_first(ids, ids) == "4"
 
 
 @pytest.mark.parametrize(("moved", "told"), [("ids", "2 of 36 greedy ids differ"), ("latents", "latents differ .* by")])
