@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blip3o.reward_server import add_reward_server
-
 from blip3o.bench.arguments import add_bench
+from blip3o.reward_server import add_reward_server
 
 LIGHTNING = {
     "fit": "train the module and data of a YAML file",
