@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -35,7 +37,17 @@ from blip3o.training.mixed import mixed_losses
 from blip3o.training.quiet import quiet
 from tests.tiny import PLAIN, generators, tiny_ar, tiny_tokenizer
 
-MINI = Path(__file__).parents[2] / "experiments/shapes/mini.yaml"
+ROOT = Path(__file__).parents[2]
+MINI = ROOT / "experiments/shapes/mini.yaml"
+DYING = """
+import sys
+from pathlib import Path
+from tests.training.test_encode import dies_at, encode_data, shard_writer
+shard_writer.tarfile.TarInfo = dies_at(13)
+encode_data(Path(sys.argv[1]), Path(sys.argv[2]), num_rows=12, shard_size=5)
+"""
+"""A process that dies without a chance to tidy up, within its second shard."""
+
 DECODER = {"class_path": "blip3o.diffusion.TokenDecoderHead", "init_args": {"image_size": 32}}
 DATA = {"data.batch_size": 4, "data.num_val": 6, "data.num_prompts": 3, "model.num_inference_steps": 2}
 
@@ -171,18 +183,10 @@ def test_a_resumed_run_ends_with_the_same_weights(folder: Path) -> None:
     assert all(torch.equal(expected[name], found[name]) for name in expected)
 
 
-def test_a_killed_encode_looks_unfinished_and_is_finished_by_the_same_call(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_encode_looks_unfinished_and_is_finished_by_the_same_call(folder: Path, tmp_path: Path) -> None:
     config, out = write(tmp_path / "mini.yaml", values()), tmp_path / "data"
-    process = os.fork()
-    if process == 0:  # dies without a chance to tidy up, within its second shard
-        monkeypatch.setattr(shard_writer.tarfile, "TarInfo", dies_at(13))
-        try:
-            encode_data(config, out, num_rows=12, shard_size=5)
-        finally:
-            os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) == 3
+    ended = subprocess.run([sys.executable, "-c", DYING, str(config), str(out)], cwd=ROOT, capture_output=True)
+    assert ended.returncode == 3, ended.stderr.decode()
     assert [path.name for path in out.glob("*.tar")] == ["train-000000.tar"] and list(out.glob(".*.part"))
     with pytest.raises(ValueError, match="is not encoded to its end"):
         encoded(out)
