@@ -95,8 +95,9 @@ def test_a_group_s_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
         return run(self, inputs, *args, **kwargs)
 
     monkeypatch.setattr(CausalLM, "_run", counted)
-    model.write([CAPTIONS[0]] * 4 + [CAPTIONS[1]] * 4)
-    assert rows == [2] + [8] * 16
+    written = model.write([CAPTIONS[0]] * 4 + [CAPTIONS[1]] * 4)
+    assert rows == [2], "the prompts are read in one pass, one row each; later steps are lean ones"
+    assert written.ids.shape == (8, 16)
 
 
 def test_minibatches_hold_every_prompt_equally() -> None:
