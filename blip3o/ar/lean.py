@@ -217,7 +217,7 @@ class LeanStep(Step):
         # Heads that share keys are as many positions of one head, which reads its keys once.
         asked = heads.narrow(1, 0, queries).view(rows, keys, queries // keys, self._width)
         seen_keys, seen_values = layer.cache.narrow(3, 0, self._at + 1).unbind(1)
-        mixed = F.scaled_dot_product_attention(asked, seen_keys, seen_values, attn_mask=mask).view(rows, -1)
+        mixed = F.scaled_dot_product_attention(asked, seen_keys, seen_values, attn_mask=mask).reshape(rows, -1)
         if rows == self._padded:
             return mixed
         self._mixed[:rows] = mixed

@@ -20,6 +20,7 @@ from tests.tiny import WORDS, generators, seeded, tiny_ar, tiny_ar_config
 NUM_TOKENS = PACKED_FROM + 2  # enough to pack
 KNOWN: dict[str, dict[str, Any]] = {
     "qwen3": {},
+    "qwen3 grouped": {"num_attention_heads": 6, "num_key_value_heads": 2},
     "qwen3 biased": {"attention_bias": True},
     "qwen2": {"head_dim": None},
     "llama": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -75,6 +76,13 @@ def test_the_process_prints_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr(peak.sys, "argv", ["peak", '["released procedure", "nano", 1, "all", "cpu", "bfloat16"]'])
     peak.main()
     assert 5e7 < int(capsys.readouterr().out) < 1e11
+
+
+def test_the_most_that_was_resident_is_read_off_the_system(tmp_path: Path) -> None:
+    status = tmp_path / "status"
+    status.write_text("VmPeak:\t  900 kB\nVmHWM:\t  300 kB\nVmRSS:\t  200 kB\n")
+    assert peak.most_resident(status) == 300 * 1024
+    assert peak.most_resident(tmp_path / "none") > 5e7, "elsewhere the process's own count"
 
 
 @pytest.mark.slow
