@@ -64,7 +64,8 @@ def test_it_gives_what_the_models_own_pass_gives(name: str, captions: tuple[str,
     backbone = _Ready(name).ready()
     for sampling in (GREEDY, Sampling(temperature=1.5, top_k=4, top_p=0.9)):
         lean, library = both(backbone, captions, sampling, layers=[0, 1, -1])
-        assert torch.equal(lean.ids, library.ids) and len(lean.ids.unique()) > 2
+        assert torch.equal(lean.ids, library.ids)
+        assert sampling == GREEDY or len(lean.ids.unique()) > 2
         for one, other in (
             (lean.hidden, library.hidden),
             (lean.log_probs, library.log_probs),

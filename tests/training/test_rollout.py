@@ -6,23 +6,18 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from blip3o.ar import CausalLM
+from blip3o.ar.lean import LeanStep
 from blip3o.training.policy import score_tokens
-from blip3o.training.rollout import (
-    TokenRollout,
-    chunks,
-    generation_generators,
-    minibatches,
-    read_prompts,
-    write_and_render,
-)
+from blip3o.training.rollout import Rollout, chunks, generation_generators, minibatches, read_prompts, write_and_render
 from tests.tiny import tiny_model
 
 CAPTIONS = ["a red circle", "two blue squares"]
 
 
-def rolled(captions: list[str], index: list[int], *, step: int = 3, scale: float = 1.0) -> TokenRollout:
+def rolled(captions: list[str], index: list[int], *, step: int = 3, scale: float = 1.0) -> Rollout:
     return write_and_render(
         tiny_model(),
         captions,
@@ -88,16 +83,20 @@ def test_generators_differ_by_everything_that_should_matter() -> None:
 
 def test_a_group_s_prompt_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     model, rows = tiny_model(), []
-    run = CausalLM._run
+    run, advance = CausalLM._run, LeanStep.advance
 
     def counted(self: CausalLM, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> object:
         rows.append(len(inputs["input_ids"]))
         return run(self, inputs, *args, **kwargs)
 
+    def counted_step(self: LeanStep, ids: Tensor) -> object:
+        rows.append(len(ids))
+        return advance(self, ids)
+
     monkeypatch.setattr(CausalLM, "_run", counted)
-    written = model.write([CAPTIONS[0]] * 4 + [CAPTIONS[1]] * 4)
-    assert rows == [2], "the prompts are read in one pass, one row each; later steps are lean ones"
-    assert written.ids.shape == (8, 16)
+    monkeypatch.setattr(LeanStep, "advance", counted_step)
+    model.write([CAPTIONS[0]] * 4 + [CAPTIONS[1]] * 4)
+    assert rows == [2] + [8] * 16
 
 
 def test_minibatches_hold_every_prompt_equally() -> None:
