@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from typing import Any, Self
 
@@ -25,40 +25,10 @@ from blip3o.part import Part
 from blip3o.prompts import PromptTemplate, SequenceBuilder, Supervise
 from blip3o.reading import as_generated, decoded_states, image_codes, prompt_states, sequence_states
 from blip3o.references import Told, projected_latents, read_references, told_embeds
-from blip3o.structures import IGNORE_INDEX, ARStates, Conditioning, Generated
+from blip3o.structures import IGNORE_INDEX, ARStates, Conditioning, Generated, ModelLosses, Rendered
 from blip3o.tokenizers.base import ImageTokenizer
 
 DEFAULT_TEMPLATE = PromptTemplate()
-
-
-@dataclass(frozen=True)
-class ModelLosses:
-    """Losses of a batch, not yet reduced over it.
-
-    Attributes:
-        cross_entropy: scalar, summed over the supervised tokens.
-        num_tokens: scalar, how many tokens that were.
-        flow: (R,) the diffusion head's losses of the rows it was trained on.
-    """
-
-    cross_entropy: Tensor
-    num_tokens: Tensor
-    flow: Tensor
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Generated images with what they came from.
-
-    Attributes:
-        tokens: the decoded image tokens.
-        conditioning: what the diffusion head was conditioned on.
-        latents: (B, c, h, w) normalised latents.
-    """
-
-    tokens: Generated
-    conditioning: Conditioning
-    latents: Tensor
 
 
 class Blip3oNext(Part):

@@ -167,3 +167,33 @@ class Conditioning:
     def __getitem__(self, rows: Tensor | slice) -> Conditioning:
         """The chosen rows."""
         return replace(self, embeds=self.embeds[rows], mask=None if self.mask is None else self.mask[rows])
+
+
+@dataclass(frozen=True)
+class ModelLosses:
+    """Losses of a batch, not yet reduced over it.
+
+    Attributes:
+        cross_entropy: scalar, summed over the supervised tokens.
+        num_tokens: scalar, how many tokens that were.
+        flow: (R,) the diffusion head's losses of the rows it was trained on.
+    """
+
+    cross_entropy: Tensor
+    num_tokens: Tensor
+    flow: Tensor
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """Generated images with what they came from.
+
+    Attributes:
+        tokens: the decoded image tokens.
+        conditioning: what the diffusion head was conditioned on.
+        latents: (B, c, h, w) normalised latents.
+    """
+
+    tokens: Generated
+    conditioning: Conditioning
+    latents: Tensor

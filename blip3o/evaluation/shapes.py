@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shutil
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from blip3o import __version__
+from blip3o.evaluation.output import earlier_files, output_folder, remove, write_report
 from blip3o.images import contact_sheet
 from blip3o.pipeline import Blip3oPipeline
 from blip3o.shapes import World, evaluation_captions, get_world, metadata, result_rows, summary, verify
 
-MAX_SEED = 10**12
-_FILES = ("results.jsonl", "summary.json", "sheet.png")
 _SAMPLE = frozenset({"metadata.jsonl", "samples/0000.png"})
 
 
@@ -59,17 +54,10 @@ def evaluate(
     Raises:
         ValueError: on a value out of range, or if `output_dir` holds something else than an earlier evaluation.
     """
-    for name, value in (("num_captions", num_captions), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} ({value}) must be at least 1.")
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed ({seed}) must lie in 0..{MAX_SEED}; choose another.")
-    root = Path(output_dir)
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"output_dir ({root}) is a file; name a folder.")
+    root = output_folder(output_dir, seed, num_captions=num_captions, batch_size=batch_size)
     place = get_world(world)
     captions = evaluation_captions(place, num_captions, seed)
-    earlier = earlier_files(root)
+    earlier = earlier_files(root, _SAMPLE)
     names: list[str] = []
     pictures: list[np.ndarray] = []
     for first in range(0, num_captions, batch_size):
@@ -86,19 +74,17 @@ def evaluate(
             pictures.append(np.asarray(image))
     rows = result_rows(verify(np.stack(pictures), captions, place), captions, names, place)
     contact_sheet(np.stack(pictures[:24]), captions[:24], columns=6, scale=2).save(root / "sheet.png")
-    (root / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = {
-        "benchmark": "shapes",
-        "world": world if isinstance(world, str) else asdict(world),
-        "model": model_name,
-        "seed": seed,
-        "prompt_rewriting": False,
-        "judge": f"blip3o.shapes.verify {__version__}",
-        "settings": {**pipe.defaults.given(), **settings},
-        **summary(rows),
-    }
-    (root / "summary.json").write_text(json.dumps(report, indent=2) + "\n")
-    return report
+    return write_report(
+        root,
+        rows,
+        benchmark="shapes",
+        world=world,
+        model=model_name,
+        seed=seed,
+        judge=f"blip3o.shapes.verify {__version__}",
+        settings={**pipe.defaults.given(), **settings},
+        scores=summary(rows),
+    )
 
 
 def check_size(image: Image.Image, world: str | World) -> None:
@@ -126,42 +112,6 @@ def print_summary(report: dict[str, Any], output_dir: Path) -> None:
     console = Console()
     console.print(table)
     console.print(f"written to {output_dir}", highlight=False, soft_wrap=True)
-
-
-def earlier_files(root: Path, sample: Collection[str] = _SAMPLE) -> list[Path]:
-    """What an earlier evaluation left in a folder; it goes, so that nothing of it is taken for a part of this one.
-
-    Args:
-        root: the folder.
-        sample: files that the folder of one image holds.
-
-    Raises:
-        ValueError: if the folder holds anything else.
-    """
-    if not root.is_dir():
-        return []
-    paths = sorted(root.iterdir())
-    for path in paths:
-        if path.name not in _FILES and not _is_sample(path, sample):
-            raise ValueError(f"output_dir ({root}) holds {path.name}, which is no evaluation's; name another folder.")
-    return paths
-
-
-def _is_sample(path: Path, sample: Collection[str]) -> bool:
-    """Whether a path is a numbered folder that holds one image of an evaluation and what belongs to it."""
-    if not (path.is_dir() and re.fullmatch(r"\d{5}", path.name)):
-        return False
-    inside = {str(file.relative_to(path)) for file in path.rglob("*") if not file.is_dir()}
-    return inside <= set(sample)
-
-
-def remove(paths: Sequence[Path]) -> None:
-    """Removes files and folders."""
-    for path in paths:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
 
 
 def _write_sample(root: Path, index: int, name: str, image: Image.Image, record: dict[str, Any]) -> None:

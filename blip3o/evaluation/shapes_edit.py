@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from blip3o import __version__
-from blip3o.evaluation.shapes import MAX_SEED, check_size, earlier_files, remove
+from blip3o.evaluation.output import earlier_files, output_folder, remove, write_report
+from blip3o.evaluation.shapes import check_size
 from blip3o.images import contact_sheet
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline
@@ -73,14 +73,7 @@ def evaluate_edits(
         ValueError: on a value out of range, if the model can not take the references, or if `output_dir` holds
             something else than an earlier evaluation.
     """
-    for name, value in (("num_edits", num_edits), ("batch_size", batch_size)):
-        if value < 1:
-            raise ValueError(f"{name} ({value}) must be at least 1.")
-    if not 0 <= seed <= MAX_SEED:
-        raise ValueError(f"seed ({seed}) must lie in 0..{MAX_SEED}; choose another.")
-    root = Path(output_dir)
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"output_dir ({root}) is a file; name a folder.")
+    root = output_folder(output_dir, seed, num_edits=num_edits, batch_size=batch_size)
     place = get_world(world)
     edits = evaluation_edits(place, num_edits, seed, kinds)
     check_takes_edits(pipe.model, edits)
@@ -105,19 +98,17 @@ def evaluate_edits(
     rows = edit_rows(verdicts, edits, [f"{index:05d}/samples/0000.png" for index in range(num_edits)])
     panels, labels, columns = edit_panels(drawn[:_SHOWN], edits[:_SHOWN], verdicts[:_SHOWN], place)
     contact_sheet(panels, labels, columns=columns, scale=3).save(root / "sheet.png")
-    (root / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    report = {
-        "benchmark": "shapes-edit",
-        "world": world if isinstance(world, str) else asdict(world),
-        "model": model_name,
-        "seed": seed,
-        "prompt_rewriting": False,
-        "judge": f"blip3o.shapes.verify_edits {__version__}",
-        "settings": {**pipe.defaults.given(), **settings},
-        **edit_summary(rows),
-    }
-    (root / "summary.json").write_text(json.dumps(report, indent=2) + "\n")
-    return report
+    return write_report(
+        root,
+        rows,
+        benchmark="shapes-edit",
+        world=world,
+        model=model_name,
+        seed=seed,
+        judge=f"blip3o.shapes.verify_edits {__version__}",
+        settings={**pipe.defaults.given(), **settings},
+        scores=edit_summary(rows),
+    )
 
 
 def check_takes_edits(model: Blip3oNext, edits: Sequence[ShapesEdit]) -> None:

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
@@ -19,11 +18,12 @@ from blip3o.pipeline import Blip3oPipeline, GenerationDefaults, check_settings
 from blip3o.pixels import to_uint8
 from blip3o.shapes import World, get_world, result_rows, summary, verify
 from blip3o.training.averaging import EMA
+from blip3o.training.image_score import ImageScore
 
 StoredDtype = Literal["float32", "float16", "bfloat16"]
 
 
-class ShapesScore(Callback):
+class ShapesScore(ImageScore):
     """Verifies the images that `validation_step` returns against the batch's captions; edits are left out.
 
     Logs `STAGE/score` (overall) and `STAGE/score/TAG` for validation and test, and writes a sheet of the first images
@@ -35,65 +35,31 @@ class ShapesScore(Callback):
     """
 
     def __init__(self, world: str | World = "shapes", sheet: int = 48) -> None:
+        super().__init__(sheet)
         self.world = get_world(world)
-        self.sheet = sheet
-        self._images: list[np.ndarray] = []
-        self._captions: list[str] = []
-        self._indices: list[int] = []
 
-    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts anew."""
-        self._images, self._captions, self._indices = [], [], []
+    def asked(self, batch: dict[str, Any]) -> list[str | None]:
+        """The captions; edits are `ShapesEditScore`'s."""
+        edits = batch.get("edit", [""] * len(batch["caption"]))
+        return [None if edit else caption for caption, edit in zip(batch["caption"], edits, strict=True)]
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: dict[str, Any],
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Keeps the batch's images; a ValueError where the module gives none."""
-        if not isinstance(outputs, Tensor) or outputs.ndim != 4:
-            raise ValueError(
-                f"{type(pl_module).__name__} gives no images in validation, as a tokenizer that decodes to features; "
-                "leave ShapesScore out."
-            )
-        edits = batch.get("edit", [""] * len(outputs))  # those are `ShapesEditScore`'s
-        rows = [row for row, edit in enumerate(edits) if not edit]
-        self._images.append(to_uint8(outputs[rows]))
-        self._captions.extend(batch["caption"][row] for row in rows)
-        self._indices.extend(batch["index"][rows].tolist())
+    def judged(self, images: np.ndarray, asked: list[Any], names: list[str]) -> list[dict[str, Any]]:
+        """GenEval's rows."""
+        return result_rows(verify(images, asked, self.world), asked, names, self.world)
 
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scores them and writes the sheet."""
-        self._report(trainer, pl_module, "val")
+    def scores(self, rows: list[dict[str, Any]], stage: str) -> dict[str, float]:
+        """The mean over the tags, and each tag's."""
+        found = summary(rows)
+        by_tag = {f"{stage}/score/{tag}": score["mean"] for tag, score in found["tags"].items()}
+        return {f"{stage}/score": found["overall"]["mean"], **by_tag}
 
-    on_test_epoch_start = on_validation_epoch_start
-    on_test_batch_end = on_validation_batch_end
+    def drawn(self, images: np.ndarray, asked: list[Any]) -> Image.Image:
+        """The images side by side."""
+        return contact_sheet(images)
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Scores them and writes the sheet."""
-        self._report(trainer, pl_module, "test")
-
-    def _report(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        images = np.concatenate(self._images)
-        names = [f"{index:05d}" for index in self._indices]
-        own = result_rows(verify(images, self._captions, self.world), self._captions, names, self.world)
-        # Lightning's sampler gives some rows to two processes where they do not divide evenly; they count once.
-        rows = {row["filename"]: row for rows in from_all_processes(own) for row in rows}
-        if not rows:
-            return
-        scores = summary(list(rows.values()))
-        # Every process has the rows of all and logs the same numbers.
-        pl_module.log(f"{stage}/score", scores["overall"]["mean"], prog_bar=True)
-        for tag, score in scores["tags"].items():
-            pl_module.log(f"{stage}/score/{tag}", score["mean"])
-        folder = Path(trainer.log_dir or trainer.default_root_dir) / "samples"  # log_dir is asked of all processes
-        if self.sheet and len(images) and trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            contact_sheet(images[: self.sheet]).save(folder / f"{stage}-{trainer.global_step:06d}.png")
+    def sheet_name(self, stage: str, step: int) -> str:
+        """File of the sheet."""
+        return f"{stage}-{step:06d}.png"
 
 
 def _check_order(trainer: Trainer, export: Callback) -> None:
@@ -103,15 +69,6 @@ def _check_order(trainer: Trainer, export: Callback) -> None:
         raise ValueError(
             f"callbacks lists EMA after {type(export).__name__}; put it before, so that the average is kept."
         )
-
-
-def from_all_processes(value: Any) -> list[Any]:
-    """The values of all processes, in the order of their ranks."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 class WriteImages(Callback):

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from blip3o.model import Blip3oNext, ModelLosses
+from blip3o.model import Blip3oNext
 from blip3o.prompts import Supervise
+from blip3o.structures import ModelLosses
 
 Batch = dict[str, Any]
 

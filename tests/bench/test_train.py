@@ -14,7 +14,8 @@ from blip3o.bench import peak, released
 from blip3o.bench import train as module
 from blip3o.bench.shapes import NANO, build
 from blip3o.bench.train import ENCODED, LIVE, RELEASED, TrainingBench, bench_train, peak_memory
-from blip3o.model import Blip3oNext, ModelLosses
+from blip3o.model import Blip3oNext
+from blip3o.structures import ModelLosses
 
 
 @pytest.mark.parametrize("supervise", ["all", "answer", "image"])

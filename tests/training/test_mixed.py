@@ -13,7 +13,8 @@ from blip3o.bridge import MLPBridge
 from blip3o.data.images import ImageDataModule
 from blip3o.data.mixture import Weighted
 from blip3o.diffusion import FlowHead, PixelCodec, Sana
-from blip3o.model import Blip3oNext, ModelLosses
+from blip3o.model import Blip3oNext
+from blip3o.structures import ModelLosses
 from blip3o.training.base import Optimization
 from blip3o.training.history import fit_steps
 from blip3o.training.joint import JointModule
