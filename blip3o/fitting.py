@@ -11,7 +11,7 @@ from blip3o.diffusion.base import DiffusionHead
 from blip3o.tokenizers.base import ImageTokenizer
 
 BridgeFactory = Callable[[int, int], Bridge]
-"""Called with the width of what the bridge reads and the width that it has to give."""
+"""Called with the width of what the bridge reads and the width that it has to give; or a bridge of these widths."""
 
 
 def build_bridge(factory: BridgeFactory, tokenizer: ImageTokenizer, ar: ARBackbone, diffusion: DiffusionHead) -> Bridge:
@@ -20,7 +20,7 @@ def build_bridge(factory: BridgeFactory, tokenizer: ImageTokenizer, ar: ARBackbo
     Raises:
         ValueError: if it does not fit one of them.
     """
-    bridge = _at_its_width(factory, tokenizer, ar, diffusion.cond_dim)
+    bridge = factory if isinstance(factory, Bridge) else _at_its_width(factory, tokenizer, ar, diffusion.cond_dim)
     given, giver = ar.hidden_size, "AR model"
     if bridge.reads == "token_embeds":
         given, giver = tokenizer.feature_dim, "image tokenizer"
@@ -28,7 +28,8 @@ def build_bridge(factory: BridgeFactory, tokenizer: ImageTokenizer, ar: ARBackbo
     if widths != (given, diffusion.cond_dim):
         raise ValueError(
             f"the bridge maps {widths[0]} to {widths[1]} features, but the {giver} gives {given} and the "
-            f"diffusion head takes {diffusion.cond_dim}; pass a callable that uses the two widths it is given."
+            f"diffusion head takes {diffusion.cond_dim}; pass a callable that uses the two widths it is given, such as "
+            "the bridge's class."
         )
     if bridge.ar_layers:
         _check_layers(bridge, ar)
@@ -166,7 +167,13 @@ def build_reference_latents(factory: BridgeFactory, diffusion: DiffusionHead) ->
 
 def _build_plain(name: str, factory: BridgeFactory, in_features: int, out_features: int) -> Bridge:
     """A bridge that is given what it transforms."""
-    bridge = factory(in_features, out_features)
+    bridge = factory if isinstance(factory, Bridge) else factory(in_features, out_features)
+    widths = (bridge.in_features, bridge.out_features)
+    if widths != (in_features, out_features):
+        raise ValueError(
+            f"{name} ({type(bridge).__name__}) maps {widths[0]} to {widths[1]} features, not {in_features} to "
+            f"{out_features}; pass a callable that uses the two widths it is given, such as the bridge's class."
+        )
     if bridge.queries is not None or bridge.ar_layers:
         raise ValueError(
             f"{name} ({type(bridge).__name__}) is given reference images and not what the AR model knows; leave out "

@@ -43,7 +43,7 @@ class Blip3oNext(Part):
         ar: AR backbone; its vocabulary is extended by the tokenizer's codes.
         bridge: called with `(ar.hidden_size, diffusion.cond_dim)`, such as `MLPBridge` or
             `functools.partial(MLPBridge, depth=3)`; one that reads token features is called again, with
-            `(tokenizer.feature_dim, diffusion.cond_dim)`.
+            `(tokenizer.feature_dim, diffusion.cond_dim)`. A bridge that has these widths already is used as it is.
         diffusion: diffusion head. One that reads the tokens themselves leaves the bridge unused; it is then frozen.
         template: wording of the prompts.
         reference_features: editing by features: called with `(tokenizer.continuous_dim, ar.hidden_size)`, it projects

@@ -65,6 +65,18 @@ def test_token_features_of_another_width_than_they_have_are_refused() -> None:
         built(Stubborn)
 
 
+def test_a_bridge_that_has_the_widths_is_used_as_it_is_and_kept_in_the_config() -> None:
+    bridge = MLPBridge(32, 24, depth=1)
+    model = built(bridge)
+    assert model.bridge is bridge
+    again = instantiate(model.config())
+    assert (again.bridge.in_features, again.bridge.config()) == (32, bridge.config())
+    with pytest.raises(ValueError, match=r"maps 32 to 25 features, but the AR model gives 32 and the .* takes 24"):
+        built(MLPBridge(32, 25))
+    with pytest.raises(ValueError, match=r"reference_latents \(MLPBridge\) maps 32 to 24 features, not 48 to 24"):
+        built(bridge, reference_latents=bridge)
+
+
 def test_a_bridge_over_token_features_need_not_fit_the_ar_models_width() -> None:
     nine = tiny_tokenizer(FSQ([2] * 9))
     reading = partial(TransformerBridge, num_heads=3, depth=1, reads="token_embeds")
