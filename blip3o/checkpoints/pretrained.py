@@ -13,6 +13,7 @@ from blip3o.ar.tables import extend_tables, head_of
 from blip3o.checkpoints.folder import CONFIG_NAME
 from blip3o.checkpoints.ta_tok import read_ta_tok
 from blip3o.checkpoints.tensors import load_part, misfits, read_file
+from blip3o.checkpoints.vocabularies import for_vocabulary
 from blip3o.diffusion.library import FromDiffusers
 from blip3o.loading import check_loading_info, resolve_folder
 from blip3o.model import Blip3oNext
@@ -28,10 +29,11 @@ def load_weights(model: Blip3oNext, name: str, source: str) -> None:
     Args:
         model: whose part.
         name: attribute path of the part.
-        source: a safetensors file of the part; a model folder of ours, of which the part's tensors are taken; TA-Tok's
-            released `.pth`; or the folder or hub id, `owner/name` or `owner/name/subfolder`, of a model of transformers
-            (for `CausalLM`) or diffusers (for its denoisers and codecs). A causal LM's image rows start anew, as when
-            the vocabulary is extended.
+        source: a safetensors file of the part; a model folder of ours, of which the part's tensors are taken (an AR
+            model may have more words than the folder's, whose rows are found by their names); TA-Tok's released
+            `.pth`; or the folder or hub id, `owner/name` or `owner/name/subfolder`, of a model of transformers (for
+            `CausalLM`) or diffusers (for its denoisers and codecs). A causal LM's image rows start anew, as when the
+            vocabulary is extended.
 
     Raises:
         ValueError: if the model has no such part, the source is missing or damaged, or does not fit the part.
@@ -47,7 +49,8 @@ def load_weights(model: Blip3oNext, name: str, source: str) -> None:
     elif path.suffix == ".pth" and isinstance(part, TATok):
         _fill(part, read_ta_tok(path)[1], source)
     elif (path / CONFIG_NAME).is_file():
-        _fill(part, _stored_part(path, name), source)
+        stored = _stored_part(path, name)
+        _fill(part, for_vocabulary(part, stored, path) if isinstance(part, CausalLM) else stored, source)
     elif isinstance(part, CausalLM):
         _fill_causal_lm(part, model.codebook(), source)
     elif isinstance(part, FromDiffusers):

@@ -9,12 +9,25 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from blip3o.ar import CausalLM
 from blip3o.bridge import MLPBridge
 from blip3o.checkpoints import load_weights, save_part
 from blip3o.model import Blip3oNext
+from blip3o.pipeline import Blip3oPipeline
 from tests.checkpoints.test_ta_tok import args, saved, theirs
 from tests.published import TEXT, released_pipeline
-from tests.tiny import PLAIN, perturbed, seeded, tiny_ar, tiny_ar_config, tiny_head, tiny_model, tiny_tokenizer
+from tests.tiny import (
+    PLAIN,
+    WORDS,
+    perturbed,
+    seeded,
+    tiny_ar,
+    tiny_ar_config,
+    tiny_head,
+    tiny_images,
+    tiny_model,
+    tiny_tokenizer,
+)
 
 
 def language_model(folder: Path, **overrides: object) -> str:
@@ -40,6 +53,36 @@ def test_a_language_model_fills_the_text_rows_and_image_rows_start_anew(tmp_path
     table = own["lm_head.weight"]
     assert len(table) == TEXT + 5 + 64
     torch.testing.assert_close(table[TEXT:], table[:TEXT].mean(0).expand(5 + 64, -1))
+
+
+def plain_model(ar: CausalLM) -> Blip3oNext:
+    return Blip3oNext(tiny_tokenizer(), ar, MLPBridge, tiny_head(), PLAIN)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_model_folder_fills_an_ar_model_with_more_words(tmp_path: Path, tied: bool) -> None:
+    """Every row goes where its token is; the rest of the model and what it computes stay the same."""
+    held = plain_model(tiny_ar(tie_word_embeddings=tied))
+    perturbed(held)
+    folder = str(Blip3oPipeline(held).save_pretrained(tmp_path / "held"))
+    model = plain_model(CausalLM(tiny_ar_config(tie_word_embeddings=tied), ["make", *reversed(WORDS), "remove"]))
+    for name in ("tokenizer", "ar", "bridge", "diffusion"):
+        load_weights(model, name, folder)
+    text = held.ar.text_size
+    own, theirs = model.ar.lm.state_dict(), held.ar.lm.state_dict()
+    new = model.ar.text_tokenizer.convert_tokens_to_ids(["make", "remove"])
+    torch.testing.assert_close(own["lm_head.weight"][new], theirs["lm_head.weight"][:text].mean(0).expand(2, -1))
+    captions = ["a circle", "two red squares"]
+    with torch.no_grad():
+        losses = [one.eval().losses(tiny_images(2), captions, supervise="image") for one in (held, model)]
+    assert torch.equal(losses[0].cross_entropy, losses[1].cross_entropy)
+
+
+def test_words_that_an_ar_model_lacks_are_refused(tmp_path: Path) -> None:
+    folder = str(Blip3oPipeline(tiny_model()).save_pretrained(tmp_path / "held"))
+    fewer = plain_model(CausalLM(tiny_ar_config(), list(WORDS[:-1])))
+    with pytest.raises(ValueError, match=rf"holds rows of \['{WORDS[-1]}'\] \(1 tokens\), which the AR model's"):
+        load_weights(fewer, "ar", folder)
 
 
 def test_image_rows_start_at_the_codes_where_they_are_as_wide(tmp_path: Path) -> None:
