@@ -21,7 +21,8 @@ class DiT(Denoiser):
 
     Args:
         latent_channels: channels of the latents.
-        latent_size: side of the latent grid.
+        latent_size: side of the latent grid, or its rows and columns: twice as many columns as rows for a head whose
+            reference latents lie beside the noisy ones.
         cond_dim: width of the condition.
         width: channels of the blocks.
         depth: blocks.
@@ -30,14 +31,14 @@ class DiT(Denoiser):
         patch_size: latent positions along each side that share a token.
         cond_grid: side of the grid that the condition's `cond_grid**2` positions form, perhaps after one of the scale
             token; they then carry the same 2-D sinusoids as the latents. Latents of reference images that follow them
-            carry their own. None where the condition is no grid.
+            carry their own, those of squares as high as the grid. None where the condition is no grid.
     """
 
     def __init__(
         self,
         *,
         latent_channels: int,
-        latent_size: int,
+        latent_size: int | tuple[int, int],
         cond_dim: int = 192,
         width: int = 192,
         depth: int = 4,
@@ -49,14 +50,14 @@ class DiT(Denoiser):
         super().__init__()
         if width % num_heads or width % 4:
             raise ValueError(f"width ({width}) must be a multiple of 4 and of num_heads ({num_heads}).")
-        if latent_size % patch_size:
+        rows, columns = (latent_size, latent_size) if isinstance(latent_size, int) else latent_size
+        if rows % patch_size or columns % patch_size:
             raise ValueError(f"patch_size ({patch_size}) must divide latent_size ({latent_size}).")
         self._latent_channels = latent_channels
-        self.latent_shape = (latent_channels, latent_size, latent_size)
+        self.latent_shape = (latent_channels, rows, columns)
         self._cond_dim = cond_dim
         self.patch_size = patch_size
         self.cond_grid = cond_grid
-        tokens = latent_size // patch_size
         self.embed_in = nn.Linear(latent_channels * patch_size**2, width)
         self.embed_cond = nn.Linear(cond_dim, width)
         self.embed_sigma = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -66,11 +67,13 @@ class DiT(Denoiser):
         self.modulation_out = nn.Linear(width, 2 * width)
         self.embed_out = nn.Linear(width, latent_channels * patch_size**2)
         self.latent_positions: Tensor
-        self.register_buffer("latent_positions", sincos_2d(tokens, width), persistent=False)
+        places = sincos_2d(rows // patch_size, columns // patch_size, width)
+        self.register_buffer("latent_positions", places, persistent=False)
         self.cond_positions: Tensor | None
-        self.register_buffer("cond_positions", sincos_2d(cond_grid, width) if cond_grid else None, persistent=False)
+        grid = sincos_2d(cond_grid, cond_grid, width) if cond_grid else None
+        self.register_buffer("cond_positions", grid, persistent=False)
         self.reference_positions: Tensor
-        self.register_buffer("reference_positions", sincos_2d(latent_size, width), persistent=False)
+        self.register_buffer("reference_positions", sincos_2d(rows, rows, width), persistent=False)
         for layer in (self.modulation[1], self.modulation_out, self.embed_out):
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
@@ -90,12 +93,10 @@ class DiT(Denoiser):
         """Raises a ValueError where the latents are of other sides than it was built for."""
         super().check_latents(channels, height, width)
         if (height, width) != self.latent_shape[1:]:
-            sides = f"{height} x {width} latents"
+            rows, columns = self.latent_shape[1:]
             raise ValueError(
-                f"latent_size ({self.latent_shape[1]}) is not that of {sides}; set it to {height}."
-                if height == width
-                else f"latent_size ({self.latent_shape[1]}) is of squares, not of {sides}; take reference='channels' "
-                "or None, or another denoiser, such as Sana."
+                f"latent_size ({rows} x {columns}) is not that of {height} x {width} latents; set it to "
+                f"{height if height == width else [height, width]}."
             )
 
     def check_condition(self, num_positions: int | None, grid: tuple[int, int] | None = None) -> None:
@@ -213,8 +214,7 @@ def sinusoids(values: Tensor, width: int, max_period: float = 10000.0) -> Tensor
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def sincos_2d(side: int, width: int) -> Tensor:
-    """Positions of a square grid in raster order: (side**2, width), half of the width for each axis."""
-    axis = sinusoids(torch.arange(side), width // 2, max_period=100.0)
-    rows, columns = axis.repeat_interleave(side, dim=0), axis.repeat(side, 1)
-    return torch.cat([rows, columns], dim=-1)
+def sincos_2d(rows: int, columns: int, width: int) -> Tensor:
+    """Positions of a grid in raster order: (rows * columns, width), half of the width for each axis."""
+    down, across = (sinusoids(torch.arange(count), width // 2, max_period=100.0) for count in (rows, columns))
+    return torch.cat([down.repeat_interleave(columns, dim=0), across.repeat(rows, 1)], dim=-1)

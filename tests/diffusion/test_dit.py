@@ -10,7 +10,7 @@ from blip3o.diffusion import DiT
 from blip3o.diffusion.dit import sincos_2d
 from blip3o.structures import Conditioning
 from tests.diffusion.contract import DenoiserContract, condition
-from tests.tiny import tiny_dit, tiny_head
+from tests.tiny import rebuilt, tiny_dit, tiny_head
 
 
 class TestPlain(DenoiserContract):
@@ -79,6 +79,21 @@ def test_the_grid_stands_before_what_follows_the_bridges_positions() -> None:
         denoiser(latents, sigma, condition(24, rows=1, positions=15).followed_by(more))
 
 
+def test_beside_a_reference_an_appended_one_has_the_places_of_a_square() -> None:
+    """The weights are those of the square DiT: positions hold none."""
+    square, oblong = (tiny_dit(latent_channels=4, cond_grid=4, latent_size=size) for size in (8, (8, 16)))
+    oblong.load_state_dict(square.state_dict())
+    assert rebuilt(oblong).latent_shape == (4, 8, 16)
+    cond = condition(24, rows=1, positions=17)
+    more = condition(24, rows=1, positions=64, seed=3).embeds
+    latents, sigma = torch.randn(1, 4, 8, 16), torch.tensor([0.5])
+    prediction = oblong(latents, sigma, cond.followed_by(more))
+    assert (oblong(latents, sigma, cond.followed_by(more.flip(1))) - prediction).abs().max() > 1e-3
+    assert (oblong(latents.flip(3), sigma, cond.followed_by(more)).flip(3) - prediction).abs().max() > 1e-3
+    with pytest.raises(ValueError, match=r"latent_size \(8 x 16\) is not that of 8 x 8 latents; set it to 8."):
+        oblong.check_latents(4, 8, 8)
+
+
 def test_a_head_says_which_conditions_its_denoiser_takes() -> None:
     placed, plain = tiny_head(tiny_dit(cond_grid=4)), tiny_head(tiny_dit())
     for count in (16, 17):
@@ -91,7 +106,7 @@ def test_a_head_says_which_conditions_its_denoiser_takes() -> None:
 
 
 def test_positions_are_all_different_and_nearest_to_their_neighbours() -> None:
-    positions = sincos_2d(8, 32)
+    positions = sincos_2d(8, 8, 32)
     assert positions.shape == (64, 32)
     similarity = cosine_similarity(positions[:, None], positions[None], dim=-1).fill_diagonal_(-1)
     nearest = similarity[3 * 8 + 4].topk(4).indices.tolist()

@@ -156,8 +156,9 @@ FITTING = r"denoiser \({}\) and codec \(\w+, {} pixels a latent\) do not fit at 
     ("denoiser", "codec", "size", "reference", "told"),
     [
         (tiny_dit, PixelCodec(2), 32, None, "48 latent channels, but the codec gives 12; set"),
-        (tiny_dit, PixelCodec(4), 64, None, r"latent_size \(8\) is not that of 16 x 16 latents; set it to 16"),
-        (tiny_dit, PixelCodec(4), 32, "width", r"latent_size \(8\) is of squares, not of 8 x 16 latents; take"),
+        (tiny_dit, PixelCodec(4), 64, None, r"latent_size \(8 x 8\) is not that of 16 x 16 latents; set it to 16"),
+        (tiny_dit, PixelCodec(4), 32, "width", r"latent_size \(8 x 8\) is not .* 8 x 16 latents; set it to \[8, 16\]"),
+        (lambda: tiny_dit(latent_size=(8, 16)), PixelCodec(4), 32, "width", None),
         (tiny_lumina2, tiny_dcae(), 68, None, r"patch_size \(2\) must divide 17 x 17 latents; change"),
         (tiny_lumina2, tiny_dcae(), 32, "width", None),
         (tiny_lumina2, tiny_dcae(), 64, "width", r"axes_lens \(\[32, 8, 8\]\) .* 8 x 16 patches; .* \[32, 8, 16\]"),

@@ -257,7 +257,7 @@ def test_sizes_that_can_not_be_rendered_are_refused() -> None:
     given: dict[str, Any] = {"num_inference_steps": 1, "generator": generators(2)}
     with pytest.raises(ValueError, match=r"size \(\(30, 32\)\) must be multiples of .* \(4\)"):
         head.sample(condition(24), size=(30, 32), **given)
-    with pytest.raises(ValueError, match=r"size \(\(16, 64\)\) can not be rendered: latent_size \(8\) is of squares"):
+    with pytest.raises(ValueError, match=r"size \(\(16, 64\)\) can not be rendered: latent_size \(8 x 8\) is not"):
         head.sample(condition(24), size=(16, 64), **given)
     with pytest.raises(ValueError, match=r"references has shape .* but the image to render is \(32, 32\); resize"):
         head.sample(condition(24), references=torch.zeros(2, 1, 3, 16, 16), **given)
