@@ -108,7 +108,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of the captions or edits and the images, at least 0")
     evaluate.add_argument("--batch_size", type=int, default=32, help="images generated at a time")
-    evaluate.add_argument("--world", default="shapes", help="world of the captions or edits")
+    evaluate.add_argument(
+        "--world", default="shapes", help="world of the captions (shapes, shapes-mini, text, text-mini) or edits"
+    )
     _add_model(evaluate)
     _add_settings(evaluate, EDIT_SETTINGS)
     evaluate.set_defaults(run=_evaluate)

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from blip3o.shapes import World
+from blip3o.shapes.any_world import AnyWorld
 
 MAX_SEED = 10**12
 _FILES = ("results.jsonl", "summary.json", "sheet.png")
@@ -79,7 +79,7 @@ def write_report(
     rows: Sequence[dict[str, Any]],
     *,
     benchmark: str,
-    world: str | World,
+    world: str | AnyWorld,
     model: str,
     seed: int,
     judge: str,

@@ -16,7 +16,15 @@ from blip3o import __version__
 from blip3o.evaluation.output import earlier_files, output_folder, remove, write_report
 from blip3o.images import contact_sheet
 from blip3o.pipeline import Blip3oPipeline
-from blip3o.shapes import World, evaluation_captions, get_world, metadata, result_rows, summary, verify
+from blip3o.shapes import summary
+from blip3o.shapes.any_world import (
+    AnyWorld,
+    any_evaluation_captions,
+    any_metadata,
+    any_result_rows,
+    get_any_world,
+)
+from blip3o.shapes.text import TextWorld
 
 _SAMPLE = frozenset({"metadata.jsonl", "samples/0000.png"})
 
@@ -29,7 +37,7 @@ def evaluate(
     num_captions: int = 600,
     seed: int = 0,
     batch_size: int = 32,
-    world: str | World = "shapes",
+    world: str | AnyWorld = "shapes",
     **settings: float | int,
 ) -> dict[str, Any]:
     """Generates one image a caption in GenEval's layout and scores them.
@@ -45,7 +53,7 @@ def evaluate(
         num_captions: held-out captions, balanced over the tags.
         seed: picks the captions, 0 to `MAX_SEED`; image i is drawn with `seed * 1_000_000 + i`.
         batch_size: images generated at a time.
-        world: world of the captions, or its name.
+        world: world of the captions, of shapes or of words (`text`, `text-mini`), or its name.
         settings: arguments of the pipeline's call.
 
     Returns:
@@ -55,8 +63,8 @@ def evaluate(
         ValueError: on a value out of range, or if `output_dir` holds something else than an earlier evaluation.
     """
     root = output_folder(output_dir, seed, num_captions=num_captions, batch_size=batch_size)
-    place = get_world(world)
-    captions = evaluation_captions(place, num_captions, seed)
+    place = get_any_world(world)
+    captions = any_evaluation_captions(place, num_captions, seed)
     earlier = earlier_files(root, _SAMPLE)
     names: list[str] = []
     pictures: list[np.ndarray] = []
@@ -69,10 +77,10 @@ def evaluate(
             remove(earlier)
         for index, (caption, image) in enumerate(zip(batch, images, strict=True), start=first):
             name = f"{index:05d}/samples/0000.png"
-            _write_sample(root, index, name, image, metadata(caption, place))
+            _write_sample(root, index, name, image, any_metadata(caption, place))
             names.append(name)
             pictures.append(np.asarray(image))
-    rows = result_rows(verify(np.stack(pictures), captions, place), captions, names, place)
+    rows = any_result_rows(np.stack(pictures), captions, names, place)
     contact_sheet(np.stack(pictures[:24]), captions[:24], columns=6, scale=2).save(root / "sheet.png")
     return write_report(
         root,
@@ -81,15 +89,15 @@ def evaluate(
         world=world,
         model=model_name,
         seed=seed,
-        judge=f"blip3o.shapes.verify {__version__}",
+        judge=f"blip3o.shapes.{'verify_text' if isinstance(place, TextWorld) else 'verify'} {__version__}",
         settings={**pipe.defaults.given(), **settings},
         scores=summary(rows),
     )
 
 
-def check_size(image: Image.Image, world: str | World) -> None:
+def check_size(image: Image.Image, world: str | AnyWorld) -> None:
     """Raises a ValueError unless a picture has the size of a world's, without which it can not be verified."""
-    side = get_world(world).canvas
+    side = get_any_world(world).canvas
     if image.size != (side, side):
         raise ValueError(
             f"world ({world if isinstance(world, str) else 'of your own'}) has pictures of {side} pixels a side, but "

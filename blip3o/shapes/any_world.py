@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from blip3o.shapes.captions import Split, evaluation_captions, metadata
+from blip3o.shapes.geneval import result_rows
 from blip3o.shapes.render import render
 from blip3o.shapes.scenes import Scene, sample_scene
 from blip3o.shapes.text import (
@@ -20,6 +24,8 @@ from blip3o.shapes.text import (
     text_evaluation_captions,
     text_metadata,
 )
+from blip3o.shapes.text_reader import verify_text
+from blip3o.shapes.verifier import verify
 from blip3o.shapes.world import WORLDS, World, get_world
 
 AnyWorld = World | TextWorld
@@ -73,3 +79,40 @@ def any_evaluation_captions(world: AnyWorld, num_captions: int, seed: int) -> li
 def any_metadata(caption: str, world: AnyWorld) -> dict[str, Any]:
     """What a caption asks for as plain values; raises as its world's own."""
     return text_metadata(caption, world) if isinstance(world, TextWorld) else metadata(caption, world)
+
+
+def any_result_rows(
+    images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]],
+    captions: Sequence[str],
+    filenames: Sequence[str],
+    world: AnyWorld,
+) -> list[dict[str, Any]]:
+    """Pictures judged against their captions, as rows of GenEval's result file; raises as its world's own.
+
+    Args:
+        images: uint8, (B, canvas, canvas, 3).
+        captions: The prompt of each image.
+        filenames: The file of each image.
+        world: Where the captions come from.
+
+    Returns:
+        Rows as `result_rows` gives. The details of a world of words are what was read.
+    """
+    if not isinstance(world, TextWorld):
+        return result_rows(verify(images, captions, world), captions, filenames, world)
+    rows = []
+    for verdict, caption, filename in zip(verify_text(images, captions, world), captions, filenames, strict=True):
+        line, seen = text_metadata(caption, world), asdict(verdict.reading)
+        seen |= {name: None for name in ("x", "y", "height") if math.isnan(seen[name])}
+        rows.append(
+            {
+                "filename": filename,
+                "tag": line["tag"],
+                "prompt": caption,
+                "correct": verdict.correct,
+                "reason": verdict.reason,
+                "metadata": json.dumps(line),
+                "details": json.dumps(seen),
+            }
+        )
+    return rows

@@ -16,7 +16,8 @@ from blip3o.checkpoints import check_model_folder, save_part
 from blip3o.images import contact_sheet, save_png
 from blip3o.pipeline import Blip3oPipeline, GenerationDefaults, check_settings
 from blip3o.pixels import to_uint8
-from blip3o.shapes import World, get_world, result_rows, summary, verify
+from blip3o.shapes import summary
+from blip3o.shapes.any_world import AnyWorld, any_result_rows, get_any_world
 from blip3o.training.averaging import EMA
 from blip3o.training.image_score import ImageScore
 
@@ -30,13 +31,13 @@ class ShapesScore(ImageScore):
     to `samples/STAGE-STEP.png` in the trainer's log folder.
 
     Args:
-        world: a world, or the name of one.
+        world: a world of shapes or of words, or the name of one.
         sheet: images on the sheet, 0 for none.
     """
 
-    def __init__(self, world: str | World = "shapes", sheet: int = 48) -> None:
+    def __init__(self, world: str | AnyWorld = "shapes", sheet: int = 48) -> None:
         super().__init__(sheet)
-        self.world = get_world(world)
+        self.world = get_any_world(world)
 
     def asked(self, batch: dict[str, Any]) -> list[str | None]:
         """The captions; edits are `ShapesEditScore`'s."""
@@ -45,7 +46,7 @@ class ShapesScore(ImageScore):
 
     def judged(self, images: np.ndarray, asked: list[Any], names: list[str]) -> list[dict[str, Any]]:
         """GenEval's rows."""
-        return result_rows(verify(images, asked, self.world), asked, names, self.world)
+        return any_result_rows(images, asked, names, self.world)
 
     def scores(self, rows: list[dict[str, Any]], stage: str) -> dict[str, float]:
         """The mean over the tags, and each tag's."""

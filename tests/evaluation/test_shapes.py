@@ -17,6 +17,7 @@ from blip3o import Blip3oPipeline
 from blip3o.evaluation.shapes import evaluate, print_summary
 from blip3o.pipeline import GenerationDefaults
 from blip3o.shapes import SHAPES, SHAPES_MINI, evaluation_captions, metadata, render, scene_for_caption, summary
+from blip3o.shapes.text import TEXT, TextScene, parse_text_caption, render_text
 
 
 class HalfRight:
@@ -48,6 +49,27 @@ def test_the_score_does_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     assert read_rows(folders[1]) == read_rows(folders[7]) == read_rows(folders[30])
     assert 0.2 < reports[1]["overall"]["mean"] < 0.8
     assert reports[1] != evaluate(HalfRight(), tmp_path / "other", num_captions=30, seed=4)  # type: ignore[arg-type]
+
+
+class HalfReadable(HalfRight):
+    """As `HalfRight`, of words."""
+
+    def _draw(self, caption: str, generator: torch.Generator) -> Image.Image:
+        if torch.rand(1, generator=generator) < 0.5:
+            return Image.fromarray(np.full((64, 64, 3), 255, dtype=np.uint8))
+        spec = parse_text_caption(caption, TEXT)
+        scene = TextScene("black", spec.word, spec.color, 2.0, 20.0, TEXT.heights[0], caption)
+        return Image.fromarray(render_text(scene, TEXT))
+
+
+def test_words_are_scored_as_scenes_are(tmp_path: Path) -> None:
+    report = evaluate(HalfReadable(), tmp_path, num_captions=30, seed=3, world="text")  # type: ignore[arg-type]
+    rows = read_rows(tmp_path)
+    assert list(report["tags"]) == ["text"] and report["judge"].startswith("blip3o.shapes.verify_text ")
+    assert 0 < report["overall"]["mean"] == sum(row["correct"] for row in rows) / 30 < 1
+    for row in rows:
+        word, details = json.loads(row["metadata"])["word"], json.loads(row["details"])
+        assert (details["word"] == word) == row["correct"] and (details["x"] is None) == (not row["correct"])
 
 
 def test_a_real_models_pictures_do_not_depend_on_the_batch_size(tiny_pipe: Blip3oPipeline, tmp_path: Path) -> None:
