@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 
 from blip3o import Blip3oPipeline
 from blip3o.attention import HasAttention, check_attention, running_in, set_attention
@@ -185,3 +187,22 @@ def test_the_command_line_takes_the_setting(
     assert "there is no CUDA device" in capsys.readouterr().err and not (tmp_path / "out.png").exists()
     assert main([*given, "--attention", "eager"]) == 0
     assert (tmp_path / "out.png").exists()
+
+
+DOCS = (Path(__file__).parents[1] / "docs/performance/attention.md").read_text()
+
+
+def test_the_page_on_attention_runs() -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(block, names)
+    assert settings(names["pipe"]) == {"ar": "auto", "diffusion.denoiser": "eager"}
+
+
+def test_the_yaml_of_the_page_builds() -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", DOCS, re.DOTALL)
+    parser = ArgumentParser(exit_on_error=False)
+    for name in (parts := yaml.safe_load(block)):
+        parser.add_subclass_arguments(HasAttention, name)
+    built = parser.instantiate_classes(parser.parse_object(parts))
+    assert (built.ar.attention, built.denoiser.attention) == ("auto", "sdpa")

@@ -34,12 +34,13 @@ class TransformersAttention(HasAttention):
         """What stands against each kernel: what transformers' class lacks, or the machine."""
         name = type(self.lm).__name__
         flash = f"transformers' {name} has no flash attention; choose another model"
-        if self._supports("_supports_flash_attn"):
+        has_flash, has_sdpa = self._supported
+        if has_flash:
             missing = ""
             if torch.cuda.is_available() and device.type == "cuda" and flash_package(self.lm, device) is None:
                 missing = f"the flash-attn package is missing or older than {LEAST_FLASH_2}; install flash-attn"
             flash = flash_obstacle(device, dtype, self._head_sizes, missing)
-        sdpa = "" if self._supports("_supports_sdpa") else f"transformers' {name} has none; set attention to 'eager'"
+        sdpa = "" if has_sdpa else f"transformers' {name} has none; set attention to 'eager'"
         return {"flash": flash, "sdpa": sdpa, "eager": ""}
 
     def attention_words(self, kernel: str, device: torch.device) -> str:
@@ -72,9 +73,11 @@ class TransformersAttention(HasAttention):
         if self.attention == "sdpa":
             self.attention_kernel(torch.device("cpu"), torch.float32)
 
-    def _supports(self, flag: str) -> bool:
-        """Whether the model and those within it say that they have a kernel."""
-        return all(getattr(one, flag) for one in self.lm.modules() if isinstance(one, PreTrainedModel))
+    @cached_property
+    def _supported(self) -> tuple[bool, bool]:
+        """Whether the model and those within it say that they have flash attention and `sdpa`."""
+        models = [one for one in self.lm.modules() if isinstance(one, PreTrainedModel)]
+        return all(one._supports_flash_attn for one in models), all(one._supports_sdpa for one in models)
 
     @cached_property
     def _head_sizes(self) -> frozenset[int]:
