@@ -121,9 +121,9 @@ def set_attention(
     """
     check_attention(attention)
     parts = [part for part in model.modules() if isinstance(part, HasAttention)]
-    for part in parts if device is not None else ():
-        assert device is not None
-        part.attention_kernel(device, dtype or torch.bfloat16, attention)
+    if device is not None:
+        for part in parts:
+            part.attention_kernel(device, dtype or torch.bfloat16, attention)
     for part in parts:
         part.set_attention(attention)
 
