@@ -170,6 +170,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default="tiny", help="bundled name, folder or hub id (default: tiny)")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
+    attentions, told = ["auto", "flash", "sdpa", "eager"], "attention kernel of all parts (default: as stored)"
+    parser.add_argument("--attention", choices=attentions, help=told)
     parser.add_argument("--trust_remote_code", action="store_true", help="import classes from any package")
 
 
@@ -365,7 +367,10 @@ def _pipeline(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     from blip3o.pipeline import Blip3oPipeline
 
     return Blip3oPipeline.from_pretrained(
-        options.model, device=options.device, trust_remote_code=options.trust_remote_code
+        options.model,
+        device=options.device,
+        attention=options.attention,
+        trust_remote_code=options.trust_remote_code,
     )
 
 

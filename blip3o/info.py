@@ -13,8 +13,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from transformers import PreTrainedModel
 
 from blip3o import __version__
+from blip3o.attention import KERNELS, HasAttention
 from blip3o.costs import TrainingMemory, image_cost, training_memory
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import GenerationDefaults, find_model
@@ -63,6 +65,59 @@ def _part(name: str, module: nn.Module, sizes: str = "") -> PartInfo:
     return PartInfo(name, type(module).__name__, sum(count for count, _ in counts), trainable, sizes)
 
 
+@dataclass(frozen=True)
+class AttentionInfo:
+    """Which attention kernel a part runs.
+
+    Attributes:
+        name: the part's path in the model.
+        setting: its `attention`; empty where the part has no such setting.
+        kernel: the library's name of what runs; or why the setting can not be used.
+        others: what stands against each of the other kernels, in words.
+    """
+
+    name: str
+    setting: str
+    kernel: str
+    others: str = ""
+
+
+def describe_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -> list[AttentionInfo]:
+    """The attention kernels of a model's parts, and of transformers' vision towers within other parts.
+
+    Args:
+        model: on any device, the meta device too.
+        device: where it is to run.
+        dtype: of the numbers that it is to compute with.
+    """
+    rows: list[AttentionInfo] = []
+    seen: list[str] = []
+    for name, module in model.named_modules():
+        if any(name.startswith(f"{above}.") for above in seen):
+            continue
+        if isinstance(module, HasAttention):
+            rows.append(_attention(name, module, device, dtype))
+        elif isinstance(module, PreTrainedModel):
+            rows.append(AttentionInfo(name, "", str(module.config._attn_implementation), "transformers' own choice"))
+        else:
+            continue
+        seen.append(name)
+    return rows
+
+
+def _attention(name: str, part: HasAttention, device: torch.device, dtype: torch.dtype) -> AttentionInfo:
+    obstacles = part.attention_obstacles(device, dtype)
+    label = f"{name} and its vision tower" if getattr(part, "reads_images", False) else name
+    others = {kernel: obstacles[kernel] or "would run" for kernel in KERNELS}
+    try:
+        kernel = part.attention_kernel(device, dtype)
+    except ValueError:
+        kernel = ""
+    told = part.attention_words(kernel, device) if kernel else f"none: {obstacles[part.attention]}"
+    others.pop(kernel or part.attention)
+    return AttentionInfo(label, part.attention, told, "; ".join(f"{key}: {why}" for key, why in others.items()))
+
+
 def describe_machine() -> str:
     """Versions and devices in one line."""
     accelerator = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
@@ -93,6 +148,7 @@ def print_model_info(name: str, devices: int = 8, *, trust_remote_code: bool = F
     console = Console()
     _print_parts(console, f"model {name}", describe_parts(model))
     _print_image_cost(console, model, defaults)
+    _print_attention(console, model, torch.float32)
     memory = training_memory(module.parameters(), state_size(module.build_optimizer()), 4)
     _print_memory(console, memory, "AdamW, 4 bytes a number", devices)
     console.print("defaults: " + ", ".join(f"{key}={value}" for key, value in defaults.given().items()))
@@ -110,7 +166,7 @@ def print_config_info(path: Path, devices: int = 8) -> None:
         ValueError: if it does not build.
     """
     from blip3o.training.base import TrainingModule
-    from blip3o.training.experiment import build_on_meta, bytes_per_number
+    from blip3o.training.experiment import build_on_meta, bytes_per_number, computed_in
     from blip3o.training.optimization import state_size
 
     module, trainer = build_on_meta(path)
@@ -123,6 +179,7 @@ def print_config_info(path: Path, devices: int = 8) -> None:
     if isinstance(model, Blip3oNext):
         _print_parts(console, str(path), [*describe_parts(model), *(part for part in others if part.num_parameters)])
         _print_image_cost(console, model, getattr(module, "generation_defaults", GenerationDefaults()))
+        _print_attention(console, model, computed_in(trainer))
     else:
         _print_parts(console, str(path), others)
     memory = training_memory(module.parameters(), state_size(module.build_optimizer()), size)
@@ -171,6 +228,20 @@ def _print_image_cost(console: Console, model: Blip3oNext, settings: GenerationD
         numbers = [getattr(cost, name) for cost in costs]
         if any(numbers):
             table.add_row(name, *(_scaled(number, 1000, ("", "k", "M", "G", "T", "P")) for number in numbers))
+    console.print(table)
+
+
+def _print_attention(console: Console, model: nn.Module, dtype: torch.dtype) -> None:
+    """Kernels on this machine's GPU, or its CPU where there is none."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    rows = describe_attention(model, device, dtype)
+    if not rows:
+        return
+    table = Table(title=f"attention on {device.type} in {str(dtype).removeprefix('torch.')}")
+    for column in ("part", "attention", "kernel", "the others"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(row.name, row.setting, row.kernel, row.others)
     console.print(table)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from blip3o.ar.base import Sampling
+from blip3o.attention import AttentionSetting, set_attention
 from blip3o.checkpoints import CONFIG_NAME, MODEL_FILES, load_model, save_model
 from blip3o.diffusion.base import Generators
 from blip3o.loading import resolve_folder
@@ -95,6 +96,7 @@ class Blip3oPipeline:
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
+        attention: AttentionSetting | None = None,
         trust_remote_code: bool = False,
     ) -> Self:
         """Loads a bundled model by name, a folder, or a hub id (`owner/name`).
@@ -103,11 +105,12 @@ class Blip3oPipeline:
             name_or_path: which model.
             device: where it goes.
             dtype: of its weights; float32 when None.
+            attention: kernel of all parts with attention, see `blip3o.attention`; each part's stored one when None.
             trust_remote_code: also import classes from outside blip3o, transformers, diffusers, timm and torch.
 
         Raises:
-            ValueError: if there is none, it is damaged, or the device can not be used; where the name is unknown, the
-                message lists the bundled ones.
+            ValueError: if there is none, it is damaged, or the device or the attention can not be used; where the name
+                is unknown, the message lists the bundled ones.
         """
         check_device(device)
         folder = find_model(name_or_path)
@@ -115,6 +118,8 @@ class Blip3oPipeline:
         unknown = sorted(generation.keys() - {field.name for field in fields(GenerationDefaults)})
         if unknown:
             raise ValueError(f"generation in {folder / CONFIG_NAME} holds unknown settings {unknown}; remove them.")
+        if attention is not None:
+            set_attention(model, attention, torch.device(device), dtype)
         return cls(model.to(device, dtype), replace(GenerationDefaults(), **generation))
 
     def to(self, *args: Any, **kwargs: Any) -> Self:

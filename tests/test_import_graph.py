@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "blip3o"
 FAMILIES = ("tokenizers", "ar", "bridge", "diffusion")
-SHARED = ("structures", "part", "loading")
+SHARED = ("structures", "part", "loading", "attention")
 
 
 def module_name(path: Path) -> str:
@@ -76,6 +76,7 @@ def test_a_family_imports_itself_and_what_all_share_alone(family: str) -> None:
     [
         (("structures",), ()),
         (("part", "loading", "pixels", "images"), ()),
+        (("attention",), ("part",)),
         (("shapes",), ("shapes",)),
         (("prompts",), ("structures", "ar")),
         (("references", "reading", "fitting"), ("structures", *FAMILIES)),

@@ -11,13 +11,9 @@ from typing import Any, ClassVar, Self
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    AutoModelForCausalLM,
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from blip3o.ar.attention import TransformersAttention, first_kernel
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, state_arguments
 from blip3o.ar.configs import resolve_config, without_notes
@@ -29,19 +25,19 @@ from blip3o.ar.steps import LibraryStep, Step, stack_layers
 from blip3o.ar.tables import extend_tables, head_of, share_tied, tie_again
 from blip3o.ar.text import load_text_tokenizer
 from blip3o.ar.vocabulary import ImageVocabulary, check_held, held_layout
+from blip3o.attention import AttentionSetting
 from blip3o.loading import check_loading_info
 from blip3o.structures import AROutput, Generated
 
 
-class CausalLM(ARBackbone):
+class CausalLM(TransformersAttention, ARBackbone):
     """A transformers causal LM whose vocabulary is extended by image tokens.
 
     Args:
         config: arguments of the model's transformers config, with `model_type` (such as `qwen3`). The vocabulary
             size may be left out: it is the text tokenizer's.
         text_tokenizer: folder or hub id of a tokenizer, or a list of words for a word-level one.
-        attention: transformers' attention implementation: `sdpa`, `eager`, `flash_attention_2`, ...; when None, `sdpa`
-            or what the model has in its place.
+        attention: kernel of the attention: `auto`, `flash`, `sdpa` or `eager`; see `blip3o.attention`.
         text_size: ids below it are text, and image ids are added from it on. When None, the size of the text
             tokenizer; or where that holds the image tokens too, as the published one does, the first of them.
         table_size: rows of the embedding tables once the vocabulary is extended, where they hold more than it needs;
@@ -58,7 +54,7 @@ class CausalLM(ARBackbone):
         self,
         config: dict[str, Any],
         text_tokenizer: str | list[str],
-        attention: str | None = None,
+        attention: AttentionSetting | None = "auto",
         text_size: int | None = None,
         table_size: int | None = None,
     ) -> None:
@@ -78,7 +74,8 @@ class CausalLM(ARBackbone):
         self.table_size = table_size
         self._held_scales = None if held is None else held[1]
         resolved = resolve_config({"vocab_size": self.text_size, **config})
-        self.lm: PreTrainedModel = self._auto.from_config(resolved, attn_implementation=attention)
+        self.lm: PreTrainedModel = self._auto.from_config(resolved, attn_implementation=first_kernel(attention))
+        self.start_attention(attention)
         self.vocabulary = None
         self.register_load_state_dict_pre_hook(_share_tied)
         self.register_load_state_dict_post_hook(_tie_again)
@@ -91,15 +88,16 @@ class CausalLM(ARBackbone):
         return load_text_tokenizer(self._text_tokenizer_source)
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, attention: str | None = None, dtype: str = "float32") -> Self:
+    def from_pretrained(cls, name_or_path: str, attention: AttentionSetting = "auto", dtype: str = "float32") -> Self:
         """From a transformers folder or hub id, with the text tokenizer that lies beside the weights.
 
         Raises:
             OSError: if there is no such folder or hub id.
             ValueError: if its weights do not fit its config.
         """
+        kernel = first_kernel(attention)
         lm, info = cls._auto.from_pretrained(
-            name_or_path, attn_implementation=attention, dtype=getattr(torch, dtype), output_loading_info=True
+            name_or_path, attn_implementation=kernel, dtype=getattr(torch, dtype), output_loading_info=True
         )
         check_loading_info(info, name_or_path)
         # The dtype belongs to these weights, not to the architecture: a model is rebuilt and saved in any.
@@ -200,6 +198,7 @@ class CausalLM(ARBackbone):
                 f"the sequences hold {input_ids.shape[1]} positions, but the model's context {self.context_length}; "
                 "shorten the prompts or enlarge max_position_embeddings."
             )
+        self.use_attention()
         inputs = self._inputs(input_ids, attention_mask, inputs_embeds, images)
         output = self._run(inputs, attention_mask, keep_layers=bool(layers))
         hidden, kept = output.last_hidden_state, stack_layers(output.hidden_states, layers)
@@ -224,6 +223,7 @@ class CausalLM(ARBackbone):
     ) -> Generated:
         """Decodes image tokens with the model's cache; hidden states and log-probabilities are kept as they come."""
         vocabulary = self._extended()
+        self.use_attention()
         guided = token_guidance_scale != 1.0
         rows = len(input_ids)
         if guided:

@@ -42,6 +42,8 @@ def fits(lm: PreTrainedModel) -> bool:
     decoder = lm.get_decoder()
     known = _KNOWN.get(type(decoder))
     config = lm.config
+    if config._attn_implementation == "eager":
+        return False  # the step's own attention is torch's `scaled_dot_product_attention`
     if known is None or set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
         return False
     rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import AutoImageProcessor, AutoModelForImageTextToText, Qwen2VLImageProcessor
 
 from blip3o.ar.causal_lm import CausalLM
+from blip3o.attention import AttentionSetting
 
 PLACEHOLDERS = (
     ("vision_start_token_id", "<|vision_start|>"),
@@ -30,7 +31,7 @@ class VisionLanguageLM(CausalLM):
         config: arguments of the model's transformers config: `model_type` (such as `qwen3_vl`), `text_config`,
             `vision_config`. The ids of the three tokens are the text tokenizer's unless given.
         text_tokenizer: folder or hub id of a tokenizer, or a list of words for a word-level one, with those tokens.
-        attention: transformers' attention implementation of the whole model.
+        attention: kernel of the attention, the vision tower's too; see `CausalLM`.
         text_size: ids below it are text; see `CausalLM`.
         image_mean: of the three channels in [0, 1], taken off before the tower.
         image_std: by which they are then divided.
@@ -48,7 +49,7 @@ class VisionLanguageLM(CausalLM):
         self,
         config: dict[str, Any],
         text_tokenizer: str | list[str],
-        attention: str | None = None,
+        attention: AttentionSetting | None = "auto",
         text_size: int | None = None,
         image_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
         image_std: tuple[float, float, float] = (0.5, 0.5, 0.5),

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from blip3o.attention import AttentionSetting, check_attention
+from blip3o.diffusion.attention import TorchAttention
 from blip3o.diffusion.base import Denoiser
 from blip3o.structures import Conditioning
 
 
-class DiT(Denoiser):
+class DiT(TorchAttention, Denoiser):
     """Self-attention over the latents, cross-attention to the condition, adaptive norms from the noise level.
 
     Blocks share one modulation network and add their own offsets to it (adaLN-single of PixArt-alpha, arXiv
@@ -32,6 +35,7 @@ class DiT(Denoiser):
         cond_grid: side of the grid that the condition's `cond_grid**2` positions form, perhaps after one of the scale
             token; they then carry the same 2-D sinusoids as the latents. Latents of reference images that follow them
             carry their own, those of squares as high as the grid. None where the condition is no grid.
+        attention: kernel of the attention: `auto`, `flash`, `sdpa` or `eager`; see `blip3o.diffusion.attention`.
     """
 
     def __init__(
@@ -46,8 +50,10 @@ class DiT(Denoiser):
         mlp_ratio: float = 2.0,
         patch_size: int = 1,
         cond_grid: int | None = None,
+        attention: AttentionSetting = "auto",
     ) -> None:
         super().__init__()
+        self.attention = check_attention(attention)
         if width % num_heads or width % 4:
             raise ValueError(f"width ({width}) must be a multiple of 4 and of num_heads ({num_heads}).")
         rows, columns = (latent_size, latent_size) if isinstance(latent_size, int) else latent_size
@@ -56,6 +62,7 @@ class DiT(Denoiser):
         self._latent_channels = latent_channels
         self.latent_shape = (latent_channels, rows, columns)
         self._cond_dim = cond_dim
+        self._head_size = width // num_heads
         self.patch_size = patch_size
         self.cond_grid = cond_grid
         self.embed_in = nn.Linear(latent_channels * patch_size**2, width)
@@ -88,6 +95,11 @@ class DiT(Denoiser):
     def cond_dim(self) -> int:
         """Width of the condition."""
         return self._cond_dim
+
+    @property
+    def head_sizes(self) -> Set[int]:
+        """Width of the heads."""
+        return {self._head_size}
 
     def check_latents(self, channels: int, height: int, width: int) -> None:
         """Raises a ValueError where the latents are of other sides than it was built for."""
@@ -135,8 +147,9 @@ class DiT(Denoiser):
         mask = None if conditioning.mask is None else conditioning.mask[:, None, None, :]
         time = self.embed_sigma(sinusoids(sigma * 1000, x.shape[-1]).to(self.modulation_out.weight.dtype))
         modulation = rearrange(self.modulation(time), "b (six d) -> six b 1 d", six=6)
-        for block in self.blocks:
-            x = block(x, cond, mask, modulation)
+        with self.attention_context(mask):
+            for block in self.blocks:
+                x = block(x, cond, mask, modulation)
         shift, scale = self.modulation_out(F.silu(time))[:, None].chunk(2, dim=-1)
         x = self.embed_out(self.norm_out(x) * (1 + scale) + shift)
         return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // p, p=p, q=p)

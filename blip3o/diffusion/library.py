@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from inspect import signature
 from typing import Any, ClassVar, Self
 
 from diffusers import ModelMixin
+from diffusers.models.attention_processor import Attention, SanaLinearAttnProcessor2_0
+from torch import Tensor
 
+from blip3o.attention import AttentionSetting, check_attention
+from blip3o.diffusion.attention import TorchAttention
 from blip3o.diffusion.base import Denoiser
 from blip3o.loading import check_keys, check_loading_info
 from blip3o.part import Part
@@ -65,11 +69,12 @@ class FromDiffusers(Part):
         check_keys(argument, config, signature(cls.library.__init__).parameters, cls.library.__name__)
 
 
-class DiffusersDenoiser(FromDiffusers, Denoiser):
+class DiffusersDenoiser(FromDiffusers, TorchAttention, Denoiser):
     """A denoiser around one of diffusers' transformers.
 
     Args:
         config: arguments of diffusers' class.
+        attention: kernel of the attention: `auto`, `flash`, `sdpa` or `eager`; see `blip3o.diffusion.attention`.
 
     Attributes:
         output_ratios: how many times the input's channels the transformer may predict.
@@ -80,8 +85,9 @@ class DiffusersDenoiser(FromDiffusers, Denoiser):
 
     output_ratios: ClassVar[tuple[int, ...]] = (1,)
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], attention: AttentionSetting = "auto") -> None:
         super().__init__()
+        self.attention = check_attention(attention)
         self.transformer = self.build(config)
         allowed = [ratio * self.latent_channels for ratio in self.output_ratios]
         made = self.transformer.config.out_channels or self.latent_channels
@@ -95,6 +101,21 @@ class DiffusersDenoiser(FromDiffusers, Denoiser):
     def latent_channels(self) -> int:
         """Channels of the latents."""
         return int(self.transformer.config.in_channels)
+
+    @property
+    def head_sizes(self) -> Set[int]:
+        """Widths of the heads, those of SANA's linear attention left out, which knows no kernels."""
+        layers = (layer for layer in self.transformer.modules() if isinstance(layer, Attention))
+        return {
+            layer.inner_dim // layer.heads
+            for layer in layers
+            if not isinstance(layer.processor, SanaLinearAttnProcessor2_0)
+        }
+
+    def run(self, mask: Tensor | None, **inputs: Any) -> Tensor:
+        """What the transformer predicts of its own `inputs`, with the kernel that the setting and `mask` allow."""
+        with self.attention_context(mask):
+            return self.transformer(**inputs, return_dict=False)[0]
 
     def check_latents(self, channels: int, height: int, width: int) -> None:
         """Raises a ValueError where the channels are others, or the patches do not tile the latents."""

@@ -20,9 +20,11 @@ class Lumina2(DiffusersDenoiser):
     Args:
         config: arguments of `diffusers.Lumina2Transformer2DModel`. `axes_lens` bounds the positions: the first number
             must exceed those of the condition.
+        attention: see `DiffusersDenoiser`; there is no `flash`, for the network masks its condition in every case.
     """
 
     library = Lumina2Transformer2DModel
+    always_masked = True
 
     @property
     def cond_dim(self) -> int:
@@ -49,13 +51,13 @@ class Lumina2(DiffusersDenoiser):
         self.check_latents(*latents.shape[1:])
         self.check_condition(conditioning.embeds.shape[1])
         embeds, mask = _counted_first(conditioning)
-        return -self.transformer(
+        return -self.run(
+            mask,
             hidden_states=latents.contiguous(),
             timestep=1 - sigma,
             encoder_hidden_states=embeds,
             encoder_attention_mask=mask,
-            return_dict=False,
-        )[0]
+        )
 
     def _check_lens(self, what: str, needed: list[int]) -> None:
         """Raises a ValueError where `axes_lens` has fewer than the `needed` positions along an axis."""

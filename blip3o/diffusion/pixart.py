@@ -23,6 +23,7 @@ class PixArt(DiffusersDenoiser):
 
     Args:
         config: arguments of `diffusers.PixArtTransformer2DModel`.
+        attention: see `DiffusersDenoiser`.
     """
 
     library = PixArtTransformer2DModel
@@ -42,12 +43,12 @@ class PixArt(DiffusersDenoiser):
             pixels = torch.tensor([[height, width]], device=latents.device, dtype=torch.float32) * PIXELS_PER_LATENT
             size["resolution"] = pixels.expand(len(latents), 2)
             size["aspect_ratio"] = pixels.new_full((len(latents), 1), height / width)
-        prediction = self.transformer(
+        prediction = self.run(
+            conditioning.mask,
             hidden_states=latents,
             encoder_hidden_states=conditioning.embeds,
             encoder_attention_mask=conditioning.mask,
             timestep=sigma * 1000,
             added_cond_kwargs=size,
-            return_dict=False,
-        )[0]
+        )
         return prediction[:, : self.latent_channels]

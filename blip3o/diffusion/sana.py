@@ -14,6 +14,7 @@ class Sana(DiffusersDenoiser):
 
     Args:
         config: arguments of `diffusers.SanaTransformer2DModel`.
+        attention: kernel of the cross-attention; see `DiffusersDenoiser`. That among the latents is linear.
     """
 
     library = SanaTransformer2DModel
@@ -25,10 +26,10 @@ class Sana(DiffusersDenoiser):
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts the velocity (B, c, h, w); SANA counts time in thousandths of the noise level."""
-        return self.transformer(
+        return self.run(
+            conditioning.mask,
             hidden_states=latents,
             encoder_hidden_states=conditioning.embeds,
             encoder_attention_mask=conditioning.mask,
             timestep=sigma * 1000,
-            return_dict=False,
-        )[0]
+        )

@@ -11,6 +11,7 @@ from diffusers.models.attention_processor import Attention, JointAttnProcessor2_
 from einops import rearrange
 from torch import Tensor, nn
 
+from blip3o.attention import AttentionSetting
 from blip3o.diffusion.library import DiffusersDenoiser
 from blip3o.structures import Conditioning
 
@@ -24,12 +25,13 @@ class SD3(DiffusersDenoiser):
 
     Args:
         config: arguments of `diffusers.SD3Transformer2DModel`.
+        attention: see `DiffusersDenoiser`.
     """
 
     library = SD3Transformer2DModel
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        super().__init__(config)
+    def __init__(self, config: dict[str, Any], attention: AttentionSetting = "auto") -> None:
+        super().__init__(config, attention)
         self.transformer.set_attn_processor(MaskedJointAttention())
         self.pooled_proj = nn.Linear(self.cond_dim, self.transformer.config.pooled_projection_dim)
         nn.init.zeros_(self.pooled_proj.weight)
@@ -54,14 +56,14 @@ class SD3(DiffusersDenoiser):
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts (B, c, h, w); SD3 counts time in thousandths of the noise level."""
         embeds, mask = conditioning.embeds, conditioning.mask
-        return self.transformer(
+        return self.run(
+            mask,
             hidden_states=latents,
             encoder_hidden_states=embeds,
             pooled_projections=self.pooled_proj(_mean(embeds, mask)),
             timestep=sigma * 1000,
             joint_attention_kwargs=None if mask is None else {"attention_mask": mask},
-            return_dict=False,
-        )[0]
+        )
 
 
 class MaskedJointAttention(JointAttnProcessor2_0):

@@ -69,3 +69,9 @@ def bytes_per_number(trainer: dict[str, Any]) -> int:
     if name not in BYTES or kind not in ("", "true", "mixed"):
         raise ValueError(f"trainer.precision ({precision}) is unknown here; use 32-true, bf16-true or bf16-mixed.")
     return 4 if kind == "mixed" else BYTES[name]
+
+
+def computed_in(trainer: dict[str, Any]) -> torch.dtype:
+    """The numbers that products are computed with under a trainer's `precision`, of the forms of `bytes_per_number`."""
+    name = str(trainer.get("precision") or "32-true").partition("-")[0]
+    return {"64": torch.float64, "16": torch.float16, "bf16": torch.bfloat16}.get(name, torch.float32)
