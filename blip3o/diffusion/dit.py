@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,11 @@ class DiT(Denoiser):
     def cond_dim(self) -> int:
         """Width of the condition."""
         return self._cond_dim
+
+    @property
+    def cached_blocks(self) -> Sequence[nn.Module]:
+        """All of them."""
+        return list(self.blocks)
 
     def check_latents(self, channels: int, height: int, width: int) -> None:
         """Raises a ValueError where the latents are of other sides than it was built for."""
@@ -176,11 +182,11 @@ class DiTBlock(nn.Module):
             self.offsets[2] = 1.0
             self.offsets[5] = 1.0
 
-    def forward(self, x: Tensor, cond: Tensor, mask: Tensor | None, modulation: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, cond: Tensor, mask: Tensor | None, modulation: Tensor) -> Tensor:
         """(B, T, width) to the same shape; `modulation` is (6, B, 1, width)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation + self.offsets[:, None, None, :]
-        y = self.self_norm(x) * (1 + scale1) + shift1
-        x = x + gate1 * self.self_attention(y, y)
+        y = self.self_norm(hidden_states) * (1 + scale1) + shift1
+        x = hidden_states + gate1 * self.self_attention(y, y)
         x = x + self.cross_attention(self.cross_norm(x), cond, mask)
         return x + gate2 * self.mlp(self.mlp_norm(x) * (1 + scale2) + shift2)
 
