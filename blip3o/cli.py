@@ -82,7 +82,7 @@ def _generate(options: argparse.Namespace) -> None:
 
 
 def _generate_many(options: argparse.Namespace) -> None:
-    from blip3o.bulk.prompts import read_prompts
+    from blip3o.bulk import generate_many, read_prompts
 
     for name in ("prompt", "output"):
         if getattr(options, name) is not None:
@@ -90,8 +90,6 @@ def _generate_many(options: argparse.Namespace) -> None:
     if options.output_dir is None:
         raise ValueError("output_dir is missing; --prompts needs a folder to write to.")
     prompts = read_prompts(options.prompts)
-    from blip3o.bulk import generate_many
-
     made = generate_many(
         _pipeline(options),
         prompts,

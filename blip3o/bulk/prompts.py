@@ -13,7 +13,7 @@ from blip3o.images import numbered
 SEEDS = range(-(2**63), 2**63)
 """What a torch generator can be seeded with."""
 
-RESERVED = ("file", "settings")
+RESERVED = ("file", "prompt", "seed", "settings")
 """Names of `images.jsonl` that a prompt's own fields can not have."""
 
 _MOST_BYTES = 200  # of a file's or folder's name; file systems take 255, and a file is written under a longer one
