@@ -5,21 +5,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from blip3o.bench.arguments import add_bench
-from blip3o.reward_server import add_reward_server
-
-LIGHTNING = {
-    "fit": "train the module and data of a YAML file",
-    "validate": "run its validation",
-    "test": "run its test loop",
-    "predict": "run its predictions",
-}
-JUDGED = ("imgedit", "gedit")
-"""Benchmarks scored by a judge; `blip3o evaluate` has a parser of its own for them."""
+from blip3o.arguments import EDIT_SETTINGS, JUDGED, LIGHTNING, SETTINGS, add_model, add_settings, make_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,141 +52,56 @@ def _lightning(args: list[str]) -> None:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of everything but Lightning's own commands, which it lists."""
-    parser = argparse.ArgumentParser(prog="blip3o", description="Autoregressive plus diffusion image generation.")
-    parser.add_argument("--version", action="version", version=f"blip3o {_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, told in LIGHTNING.items():
-        commands.add_parser(name, help=f"{told} (LightningCLI; see `blip3o {name} --help`)", add_help=False)
-
-    generate = commands.add_parser("generate", help="make images from a prompt")
-    generate.add_argument("prompt", help="what to draw")
-    generate.add_argument(
-        "--output", type=Path, default=Path("out.png"), help="PNG to write; of several images, 0, 1, ... are added"
+    return make_parser(
+        {
+            "generate": _generate,
+            "edit": _edit,
+            "evaluate": _evaluate,
+            "ablate": _ablate,
+            "convert": _convert,
+            "export": _export,
+            "data check": _check_data,
+            "data encode": _encode_data,
+            "info": _info,
+        }
     )
-    generate.add_argument("--num_images", type=int, default=1, help="images to make in one batch")
-    generate.add_argument("--seed", type=int, default=0, help="any 63-bit number; image i is drawn with seed + i")
-    _add_model(generate)
-    _add_settings(generate)
-    generate.set_defaults(run=_generate)
-
-    edit = commands.add_parser("edit", help="change pictures as an instruction says")
-    edit.add_argument("input", type=Path, metavar="IN.png", help="picture to edit, whose proportions are kept")
-    edit.add_argument("instruction", help="what to change")
-    edit.add_argument(
-        "--image", type=Path, action="append", default=[], help="another picture to look at; may be repeated"
-    )
-    edit.add_argument("--output", type=Path, help="PNG to write, as for generate; an input only if named here")
-    edit.add_argument("--num_images", type=int, default=1, help="edits to make in one batch")
-    edit.add_argument("--seed", type=int, default=0, help="any 63-bit number; edit i is drawn with seed + i")
-    edit.add_argument("--aspect", choices=["keep", "square"], default="keep", help="square: edit the central square")
-    _add_model(edit)
-    _add_settings(edit, EDIT_SETTINGS)
-    edit.set_defaults(run=_edit)
-
-    evaluate = commands.add_parser("evaluate", help="score a model on a benchmark")
-    others = "; ".join(f"`blip3o evaluate {name} --help` tells of {name}" for name in JUDGED)
-    evaluate.add_argument("benchmark", choices=["shapes", "shapes-edit"], help=f"which benchmark ({others})")
-    evaluate.add_argument(
-        "--output_dir", type=Path, default=Path("runs/eval"), help="folder for images, results and summary"
-    )
-    evaluate.add_argument(
-        "--num_captions", type=int, default=600, help="of shapes: held-out captions, balanced over the tags"
-    )
-    evaluate.add_argument("--num_edits", type=int, default=300, help="shapes-edit: held-out edits, balanced over kinds")
-    evaluate.add_argument(
-        "--edit_kinds", nargs="+", metavar="KIND", help="of shapes-edit: kinds of edit (default: all)"
-    )
-    evaluate.add_argument("--seed", type=int, default=0, help="of the captions or edits and the images, at least 0")
-    evaluate.add_argument("--batch_size", type=int, default=32, help="images generated at a time")
-    evaluate.add_argument(
-        "--world", default="shapes", help="world of the captions (shapes, shapes-mini, text, text-mini) or edits"
-    )
-    _add_model(evaluate)
-    _add_settings(evaluate, EDIT_SETTINGS)
-    evaluate.set_defaults(run=_evaluate)
-
-    ablate = commands.add_parser("ablate", help="do all runs of a plan and report what differs")
-    ablate.add_argument("plan", type=Path, help="YAML file that says what varies, from which experiment, how often")
-    ablate.add_argument(
-        "--output_dir", type=Path, required=True, help="folder for runs and report; an earlier call's goes on"
-    )
-    ablate.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
-    ablate.add_argument("--launcher", default="local", help="where runs execute: local, slurm or ray (default: local)")
-    ablate.add_argument("--dry_run", action="store_true", help="check the plan, list its runs, train nothing")
-    ablate.set_defaults(run=_ablate)
-
-    add_reward_server(commands)
-
-    convert = commands.add_parser("convert", help="turn a checkpoint of the released code into a model folder")
-    convert.add_argument("checkpoint", help="folder or hub id in the released layout")
-    convert.add_argument("out", type=Path, help="model folder to write")
-    convert.add_argument("--diffusion", help="folder or hub id with transformer/, vae/ and scheduler/ configs")
-    convert.add_argument("--vision", help="folder or hub id of the SigLIP config (default: the published tower)")
-    convert.add_argument("--tokenizer", help="ta_tok.pth, for checkpoints without the image tokenizer's tensors")
-    convert.set_defaults(run=_convert)
-
-    export = commands.add_parser("export", help="write a model folder in the released layout")
-    export.add_argument("model", help="model folder or hub id")
-    export.add_argument("out", type=Path, help="new folder to write")
-    export.set_defaults(run=_export)
-
-    data = commands.add_parser("data", help="look at the data of an experiment, or encode it")
-    checks = data.add_subparsers(dest="action", required=True, metavar="ACTION")
-    check = checks.add_parser("check", help="read rows of every source, and say what can not be used")
-    check.add_argument("config", type=Path, help="YAML with a `data` section")
-    check.add_argument("--output", type=Path, help="PNG of samples to write")
-    check.add_argument("--num", type=int, default=200, help="rows to read of each source (default: 200)")
-    check.set_defaults(run=_check_data)
-    encode = checks.add_parser("encode", help="run the frozen encoders over the rows once, to train without them")
-    encode.add_argument("config", type=Path, help="experiment of `blip3o fit` with a JointModule")
-    encode.add_argument("--output_dir", type=Path, required=True, help="folder to write; the same call finishes one")
-    encode.add_argument("--num_rows", type=int, help="training rows (default: one pass, where the data ends)")
-    encode.add_argument("--shard_size", type=int, default=1000, help="rows a tar (default: 1000)")
-    encode.add_argument("--dtype", default="float32", help="of stored latents: float32, bfloat16 or float16")
-    encode.set_defaults(run=_encode_data)
-
-    info = commands.add_parser("info", help="describe a model or an experiment, what they cost, and this machine")
-    what = info.add_mutually_exclusive_group()
-    what.add_argument("--model", default="tiny", help="bundled name, folder or hub id (default: tiny)")
-    what.add_argument("--config", type=Path, help="experiment to describe instead of a model")
-    info.add_argument("--devices", type=int, default=8, help="GPUs of the FSDP estimate (default: 8)")
-    info.add_argument("--trust_remote_code", action="store_true", help="import classes from any package")
-    info.set_defaults(run=_info)
-
-    add_bench(commands.add_parser("bench", help="measure speed against the released procedure and the machine"))
-    return parser
-
-
-def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", default="tiny", help="bundled name, folder or hub id (default: tiny)")
-    parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
-    attentions, told = ["auto", "flash", "sdpa", "eager"], "attention kernel of all parts (default: as stored)"
-    parser.add_argument("--attention", choices=attentions, help=told)
-    parser.add_argument("--trust_remote_code", action="store_true", help="import classes from any package")
-
-
-def _add_settings(
-    parser: argparse.ArgumentParser, names: Mapping[str, Callable[[str], float | int]] | None = None
-) -> None:
-    group = parser.add_argument_group("generation (the model's own defaults where left out)")
-    for name, kind in (names or SETTINGS).items():
-        group.add_argument(f"--{name}", type=kind)
-
-
-SETTINGS: dict[str, Callable[[str], float | int]] = {
-    "num_inference_steps": int,
-    "guidance_scale": float,
-    "token_guidance_scale": float,
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-}
-EDIT_SETTINGS = SETTINGS | {"image_guidance_scale": float}
 
 
 def _generate(options: argparse.Namespace) -> None:
+    if options.prompts is not None:
+        _generate_many(options)
+        return
+    if options.prompt is None:
+        raise ValueError("prompt is missing; give one, or --prompts FILE with --output_dir DIR.")
+    for name in ("output_dir", "batch_size"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"{name} ({getattr(options, name)}) goes with --prompts; leave it out, or use --output.")
+    options.output = options.output or Path("out.png")
     _check_drawn(options)
     _draw(options, options.prompt, SETTINGS, {})
+
+
+def _generate_many(options: argparse.Namespace) -> None:
+    from blip3o.bulk import generate_many, read_prompts
+
+    for name in ("prompt", "output"):
+        if getattr(options, name) is not None:
+            raise ValueError(f"{name} ({getattr(options, name)}) does not go with --prompts; leave it out.")
+    if options.output_dir is None:
+        raise ValueError("output_dir is missing; --prompts needs a folder to write to.")
+    prompts = read_prompts(options.prompts)
+    made = generate_many(
+        _pipeline(options),
+        prompts,
+        options.output_dir,
+        model_name=str(options.model),
+        num_images=options.num_images,
+        seed=options.seed,
+        batch_size=8 if options.batch_size is None else options.batch_size,
+        **{name: getattr(options, name) for name in SETTINGS},
+    )
+    there = len(prompts) * options.num_images - made
+    print(f"{made} images made in {options.output_dir}" + (f", {there} were there" if there else ""))
 
 
 def _edit(options: argparse.Namespace) -> None:
@@ -230,7 +135,7 @@ def _check_drawn(options: argparse.Namespace, inputs: Sequence[Path] = (), named
 
 
 def _draw(
-    options: argparse.Namespace, prompt: str, names: Mapping[str, object], record: Mapping[str, object], **given: Any
+    options: argparse.Namespace, prompt: str, names: Collection[str], record: Mapping[str, object], **given: Any
 ) -> None:
     """Draws and writes pictures, with the settings of `names`, `record` and what else made them."""
     from blip3o.images import numbered, save_pngs
@@ -298,8 +203,8 @@ def _judged_parser(benchmark: str) -> argparse.ArgumentParser:
     from blip3o.evaluation.arguments import judged_parser
 
     parser = judged_parser(benchmark)
-    _add_model(parser)
-    _add_settings(parser, EDIT_SETTINGS)
+    add_model(parser)
+    add_settings(parser, EDIT_SETTINGS)
     return parser
 
 
@@ -372,12 +277,6 @@ def _pipeline(options: argparse.Namespace):  # type: ignore[no-untyped-def]
         attention=options.attention,
         trust_remote_code=options.trust_remote_code,
     )
-
-
-def _version() -> str:
-    from blip3o import __version__
-
-    return __version__
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from torch import Tensor
 from blip3o.ar.base import ARBackbone, Sampling
 from blip3o.bridge.base import Bridge
 from blip3o.diffusion.base import Codec, DiffusionHead, Generators
+from blip3o.diffusion.guidance import Interval
 from blip3o.fitting import (
     build_bridge,
     build_reference_features,
@@ -25,6 +26,7 @@ from blip3o.part import Part
 from blip3o.prompts import PromptTemplate, SequenceBuilder, Supervise
 from blip3o.reading import as_generated, decoded_states, image_codes, prompt_states, sequence_states
 from blip3o.references import Told, projected_latents, read_references, told_embeds
+from blip3o.rendering import render, seen_references
 from blip3o.structures import IGNORE_INDEX, ARStates, Conditioning, Generated, ModelLosses, Rendered
 from blip3o.tokenizers.base import ImageTokenizer
 
@@ -193,7 +195,7 @@ class Blip3oNext(Part):
         if self.reference_latents is not None and references is not None:
             gone, seen = dropped if hidden_references is None else hidden_references, references[rendered_rows]
             condition = condition.followed_by(projected_latents(self.diffusion, self.reference_latents, seen, gone))
-        beside = self._beside(references)
+        beside = seen_references(self.diffusion, references)
         beside = None if beside is None else beside[rendered_rows]
         given: dict[str, Any] = {} if latents is None else {"latents": target[rendered_rows]}
         if beside is not None and hidden_references is not None:
@@ -270,6 +272,8 @@ class Blip3oNext(Part):
         token_references: Tensor | None = None,
         image_guidance_scale: float | None = None,
         size: tuple[int, int] | None = None,
+        guidance_interval: Interval | None = None,
+        step_cache: float | None = None,
     ) -> Rendered:
         """Captions to image tokens and latents; `diffusion.decode` turns these into pixels.
 
@@ -287,10 +291,15 @@ class Blip3oNext(Part):
                 by the text; 1 leaves them in all branches. When None, one scale guides by the text and the latents
                 after the condition, as published.
             size: height and width in pixels of what is rendered, and of `references`; the head's own when None.
+            guidance_interval: noise levels (low, high) that the diffusion head is guided at; all when None.
+            step_cache: how much a step's beginning may differ from the last full one to skip blocks; 0 or None skips
+                none.
 
         Raises:
-            ValueError: if `image_guidance_scale` is given where the diffusion head sees no references.
+            ValueError: if `image_guidance_scale` is given where the diffusion head sees no references, or the head can
+                not do what else is asked for.
         """
+        self.diffusion.check_rendering(guidance_interval=guidance_interval, step_cache=step_cache)
         if image_guidance_scale is not None and references is None:
             raise ValueError(f"image_guidance_scale ({image_guidance_scale}) needs `references`; leave it out.")
         self.check_shown("image_guidance_scale", image_guidance_scale)
@@ -301,18 +310,19 @@ class Blip3oNext(Part):
             token_guidance_scale=token_guidance_scale,
             token_references=references if token_references is None else token_references,
         )
-        conditioning, negative = self.condition(tokens, references)
-        drawn = self.diffusion.sample(
-            conditioning,
+        return render(
+            self,
+            tokens,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            negative=negative,
             generator=generator,
             latents=latents,
-            references=self._beside(references),
-            **self._only_given(tokens, image_guidance_scale=image_guidance_scale, size=size),
+            references=references,
+            image_guidance_scale=image_guidance_scale,
+            size=size,
+            guidance_interval=guidance_interval,
+            step_cache=step_cache,
         )
-        return Rendered(tokens, conditioning, drawn)
 
     @property
     def shows_references(self) -> bool:
@@ -354,11 +364,6 @@ class Blip3oNext(Part):
         states = sequence_states(self.bridge, self.tokenizer, output, sequences.condition_mask, image_ids)
         return states, cross_entropy, scored.sum()
 
-    def _only_given(self, tokens: Generated, **settings: Any) -> dict[str, Any]:
-        """Settings that are given, since not every head takes them, and decoded tokens for one that reads tokens."""
-        given = {name: value for name, value in settings.items() if value is not None}
-        return given | ({"pictures": self.tokenizer.decode(tokens.ids)} if self.diffusion.reads == "tokens" else {})
-
     def _asked(self, captions: Sequence[str], told: Told, *, known_words: bool = False) -> ARStates:
         """What the bridge reads of prompts alone."""
         prompts = self.sequences.prompts(captions, references=told.ids, known_words=known_words)
@@ -372,7 +377,3 @@ class Blip3oNext(Part):
     def _prompt_embeds(self, ids: Tensor, told: Told) -> Tensor | None:
         """Input embeddings of prompts (B, T), where they are other than those of the ids."""
         return told_embeds(self.ar, self.reference_features, ids, ids >= self.sequences.vocabulary.first_code, told)
-
-    def _beside(self, references: Tensor | None) -> Tensor | None:
-        """The references that the diffusion head takes for itself: none where only the bridges read them."""
-        return references if getattr(self.diffusion, "reference", None) is not None else None

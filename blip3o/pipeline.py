@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -14,46 +13,19 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from blip3o.ar.base import Sampling
 from blip3o.attention import AttentionSetting, set_attention
 from blip3o.checkpoints import CONFIG_NAME, MODEL_FILES, load_model, save_model
-from blip3o.diffusion.base import Generators
+from blip3o.diffusion.base import Codec, Generators
+from blip3o.diffusion.guidance import Interval
 from blip3o.loading import resolve_folder
 from blip3o.model import Blip3oNext
 from blip3o.pixels import to_uint8
 from blip3o.reference_images import Aspect, Images, as_references, check_images
+from blip3o.settings import PUBLISHED_SETTINGS, GenerationDefaults, check_settings, check_whole
 from blip3o.structures import Conditioning
 
 OutputType = Literal["pil", "np", "pt", "latent"]
 ASSETS = Path(__file__).parent / "assets"
-
-
-@dataclass(frozen=True)
-class GenerationDefaults:
-    """What a call uses where it says nothing; stored with a model. The values here are the published ones.
-
-    Attributes:
-        num_inference_steps: denoising steps.
-        guidance_scale: classifier-free guidance of the diffusion head; 1 turns it off.
-        token_guidance_scale: classifier-free guidance of the AR model; 1 turns it off.
-        temperature: of the image tokens.
-        top_k: most likely image tokens kept; 0 keeps all.
-        top_p: probability mass of the image tokens kept.
-        image_guidance_scale: guidance of the diffusion head by the reference images of an edit; None leaves the
-            published way, see `Blip3oPipeline.__call__`.
-    """
-
-    num_inference_steps: int = 30
-    guidance_scale: float = 2.0
-    token_guidance_scale: float = 1.0
-    temperature: float = 1.0
-    top_k: int = 1200
-    top_p: float = 0.95
-    image_guidance_scale: float | None = None
-
-    def given(self) -> dict[str, float | int]:
-        """The settings that are not None, as they are recorded."""
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -85,7 +57,7 @@ class Blip3oPipeline:
         defaults: arguments of calls that leave them out.
     """
 
-    def __init__(self, model: Blip3oNext, defaults: GenerationDefaults = GenerationDefaults()) -> None:
+    def __init__(self, model: Blip3oNext, defaults: GenerationDefaults = PUBLISHED_SETTINGS) -> None:
         self.model = model.eval()
         self.defaults = defaults
 
@@ -97,6 +69,7 @@ class Blip3oPipeline:
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         attention: AttentionSetting | None = None,
+        codec_dtype: torch.dtype | None = None,
         trust_remote_code: bool = False,
     ) -> Self:
         """Loads a bundled model by name, a folder, or a hub id (`owner/name`).
@@ -106,6 +79,8 @@ class Blip3oPipeline:
             device: where it goes.
             dtype: of its weights; float32 when None.
             attention: kernel of all parts with attention, see `blip3o.attention`; each part's stored one when None.
+            codec_dtype: of the diffusion head's codec, which decodes latents to pixels; `dtype` when None. With `dtype`
+                bfloat16, float32 here keeps rounding out of the pixels.
             trust_remote_code: also import classes from outside blip3o, transformers, diffusers, timm and torch.
 
         Raises:
@@ -120,11 +95,28 @@ class Blip3oPipeline:
             raise ValueError(f"generation in {folder / CONFIG_NAME} holds unknown settings {unknown}; remove them.")
         if attention is not None:
             set_attention(model, attention, torch.device(device), dtype)
-        return cls(model.to(device, dtype), replace(GenerationDefaults(), **generation))
+        exact = [(codec, copy.deepcopy(codec.state_dict())) for codec in _codecs(model) if codec_dtype is not None]
+        model.to(device, dtype)
+        for codec, state in exact:  # not by way of `dtype`, which would have rounded it
+            codec.to(dtype=codec_dtype).load_state_dict(state)
+        return cls(model, replace(GenerationDefaults(), **generation))
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the model as `torch.nn.Module.to` does; returns the pipeline."""
         self.model.to(*args, **kwargs)
+        return self
+
+    def enable_tiling(self) -> Self:
+        """Has codecs take large pictures in overlapping tiles (`Codec.enable_tiling`); returns the pipeline.
+
+        Raises:
+            ValueError: if the model has no codec that can.
+        """
+        codecs = _codecs(self.model)
+        if not codecs:
+            raise ValueError(f"{type(self.model.diffusion).__name__} has no codec that could work in tiles.")
+        for codec in codecs:
+            codec.enable_tiling()
         return self
 
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
@@ -143,6 +135,8 @@ class Blip3oPipeline:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        guidance_interval: Interval | None = None,
+        step_cache: float | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Tensor | None = None,
@@ -168,6 +162,10 @@ class Blip3oPipeline:
             temperature: of the image tokens; 0 takes the most likely ones.
             top_k: most likely image tokens kept; 0 keeps all.
             top_p: probability mass of the image tokens kept, in (0, 1].
+            guidance_interval: noise levels (low, high), 0 <= low < high <= 1, outside which the diffusion head is not
+                guided, which also saves time (arXiv 2404.07724); (0, 1) turns it off.
+            step_cache: where the work of the denoiser's first block differs by less than this share from that at the
+                last full step, the other blocks' work is that step's (`blip3o.diffusion.step_cache`); 0 turns it off.
             num_images_per_prompt: at least 1.
             generator: one for the batch or one for each image, on the model's device or the CPU.
             latents: initial noise (images, c, h, w).
@@ -185,7 +183,7 @@ class Blip3oPipeline:
         for one in prompts:
             if unknown := self.model.sequences.unknown_words(one):
                 raise ValueError(f"prompt ({one!r}) holds words the model does not know: {unknown}; use others.")
-        _check_whole("num_images_per_prompt", num_images_per_prompt, 1)
+        check_whole("num_images_per_prompt", num_images_per_prompt, 1)
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type ({output_type!r}) must be 'pil', 'np', 'pt' or 'latent'.")
         given: dict[str, Any] = {
@@ -196,6 +194,8 @@ class Blip3oPipeline:
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
+            "guidance_interval": guidance_interval,
+            "step_cache": step_cache,
         }
         settings = replace(self.defaults, **{key: value for key, value in given.items() if value is not None})
         check_settings(settings)
@@ -213,10 +213,8 @@ class Blip3oPipeline:
             latents = self._checked_latents(latents, len(captions))
         rendered = self.model.generate(
             captions,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            token_guidance_scale=settings.token_guidance_scale,
-            sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
+            **settings.writing(),
+            **settings.rendering(),
             generator=generator,
             latents=latents,
             **references,
@@ -317,26 +315,9 @@ def check_device(device: str | torch.device) -> None:
         ) from error
 
 
-def check_settings(settings: GenerationDefaults) -> None:
-    """Raises a ValueError where a setting is out of range."""
-    _check_whole("num_inference_steps", settings.num_inference_steps, 1)
-    _check_whole("top_k", settings.top_k, 0)
-    for name in ("guidance_scale", "image_guidance_scale", "token_guidance_scale", "temperature", "top_p"):
-        value = getattr(settings, name)
-        if value is None and name == "image_guidance_scale":
-            continue
-        if not isinstance(value, Real) or not math.isfinite(value):
-            raise ValueError(f"{name} ({value!r}) must be a finite number; leave it out for the default.")
-        if "guidance" in name and value < 0:
-            raise ValueError(f"{name} ({value}) must be at least 0; 1 turns guidance off.")
-    Sampling(settings.temperature, settings.top_k, settings.top_p)
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(
-            f"{name} ({value!r}) must be a whole number of at least {least}; leave it out for the default."
-        )
+def _codecs(model: Blip3oNext) -> list[Codec]:
+    """The codecs of a model's diffusion head."""
+    return [module for module in model.diffusion.modules() if isinstance(module, Codec)]
 
 
 def _as_output(images: Tensor, output_type: OutputType) -> Any:

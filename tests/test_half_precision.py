@@ -12,7 +12,7 @@ from torch import Tensor
 
 from blip3o import Blip3oPipeline
 from blip3o.bridge import MLPBridge
-from blip3o.diffusion import PixelCodec
+from blip3o.diffusion import Codec, PixelCodec
 from blip3o.pixels import to_uint8
 from blip3o.tokenizers import SimVQ
 from tests.published import released_pipeline
@@ -107,3 +107,20 @@ def test_under_autocast_no_precision_is_chosen() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         assert head.denoiser.in_own_dtype(numbers) is numbers
     assert PixelCodec().in_own_dtype(numbers) is numbers, "it has no parameters"
+
+
+def test_a_codec_may_stay_in_float32(tmp_path: Path) -> None:
+    pipe = released_pipeline()
+    codec = pipe.model.get_submodule("diffusion.codec")
+    assert isinstance(codec, Codec)
+    codec.scaling_factor.fill_(0.41407)
+    folder = pipe.save_pretrained(tmp_path / "model")
+    half = Blip3oPipeline.from_pretrained(folder, dtype=torch.bfloat16, codec_dtype=torch.float32)
+    dtypes = {name: next(part.parameters()).dtype for name, part in half.model.parts().items()}
+    assert set(dtypes.values()) == {torch.bfloat16}
+    kept = half.model.get_submodule("diffusion.codec").state_dict()
+    for name, tensor in codec.state_dict().items():
+        assert torch.equal(kept[name], tensor) and kept[name].dtype == tensor.dtype, name
+    latents = torch.randn(1, *pipe.model.diffusion.latent_shape, generator=generators(1)[0])  # type: ignore[union-attr, misc]
+    assert torch.equal(half.model.diffusion.decode(latents), pipe.model.diffusion.decode(latents))
+    assert edited(half, None).isfinite().all()

@@ -81,7 +81,8 @@ def test_a_family_imports_itself_and_what_all_share_alone(family: str) -> None:
         (("prompts",), ("structures", "ar")),
         (("references", "reading", "fitting"), ("structures", *FAMILIES)),
         (("reference_images",), ("structures", "pixels", "diffusion")),
-        (("model",), ("structures", "part", "prompts", "references", "reading", "fitting", *FAMILIES)),
+        (("rendering",), ("structures", "model", *FAMILIES)),  # the model by name alone
+        (("model",), ("structures", "part", "prompts", "references", "reading", "fitting", "rendering", *FAMILIES)),
         (("checkpoints.folder", "checkpoints.tensors"), ("part", "prompts", "model", "checkpoints", *FAMILIES)),
         (("checkpoints.published",), ("loading", "model", "pipeline", "checkpoints", *FAMILIES)),
     ],

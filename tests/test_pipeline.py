@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from blip3o import Blip3oPipeline
-from tests.tiny import generators
+from blip3o import Blip3oNext, Blip3oPipeline
+from blip3o.bridge import MLPBridge
+from blip3o.diffusion import FlowHead, PixelCodec, TokenDecoderHead
+from blip3o.settings import GenerationDefaults
+from tests.tiny import PLAIN, generators, tiny_ar, tiny_dcae, tiny_dit, tiny_sana, tiny_tokenizer
 
 PROMPTS = ["a red circle left of a blue square", "two green triangles", "a circle"]
 
@@ -97,6 +102,45 @@ def test_settings_change_the_picture(tiny_pipe: Blip3oPipeline) -> None:
         assert not np.array_equal(plain, changed), setting
 
 
+def test_guidance_intervals_reach_the_head_from_a_call_and_from_a_stored_model(
+    tiny_pipe: Blip3oPipeline, tmp_path: Path
+) -> None:
+    def drawn(pipe: Blip3oPipeline, **given: Any) -> np.ndarray:
+        return pipe("a circle", generator=seeded(), output_type="np", num_inference_steps=4, **given).images
+
+    plain, limited = drawn(tiny_pipe), drawn(tiny_pipe, guidance_interval=(0.6, 0.95))
+    assert not np.array_equal(plain, limited)
+    assert np.array_equal(plain, drawn(tiny_pipe, guidance_interval=(0, 1), step_cache=0))
+    stored = replace(tiny_pipe.defaults, guidance_interval=(0.6, 0.95))
+    folder = Blip3oPipeline(tiny_pipe.model, stored).save_pretrained(tmp_path / "model")
+    again = Blip3oPipeline.from_pretrained(folder)
+    assert again.defaults == stored
+    assert np.array_equal(limited, drawn(again)) and np.array_equal(plain, drawn(again, guidance_interval=(0, 1)))
+
+
+def test_a_step_cache_reaches_the_head() -> None:
+    head = FlowHead(tiny_dit(depth=3), PixelCodec(patch_size=4), image_size=32)
+    model = Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, head, PLAIN).eval()
+    given: dict[str, Any] = {"output_type": "latent", "num_inference_steps": 6}
+    plain, cached = (
+        Blip3oPipeline(model, GenerationDefaults(step_cache=share))("a circle", generator=seeded(), **given).latents
+        for share in (None, 1.0)
+    )
+    called = Blip3oPipeline(model)("a circle", generator=seeded(), step_cache=1.0, **given).latents
+    assert torch.equal(cached, called) and not torch.equal(cached, plain)
+
+
+def test_tiles_are_for_codecs_that_have_them(tiny_pipe: Blip3oPipeline) -> None:
+    with pytest.raises(ValueError, match="PixelCodec works on no tiles"):
+        tiny_pipe.enable_tiling()
+    head = FlowHead(tiny_sana(), tiny_dcae(), image_size=32)
+    pipe = Blip3oPipeline(Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, head, PLAIN))
+    assert pipe.enable_tiling() is pipe and head.codec.vae.use_tiling
+    bare = Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, TokenDecoderHead(image_size=32), PLAIN)
+    with pytest.raises(ValueError, match="TokenDecoderHead has no codec"):
+        Blip3oPipeline(bare).enable_tiling()
+
+
 NAN, INF = float("nan"), float("inf")
 REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"prompt": ""}, ["prompt ('')", "at least one word"]),
@@ -119,6 +163,10 @@ REFUSED: list[tuple[dict[str, Any], list[str]]] = [
     ({"top_k": -1}, ["top_k (-1)", "at least 0"]),
     ({"top_k": 1.5}, ["top_k (1.5)", "whole number"]),
     *(({"top_p": x}, [f"top_p ({x!r})", "(0, 1]"]) for x in (0.0, 1.5)),
+    ({"guidance_interval": (0.9, 0.1)}, ["guidance_interval ((0.9, 0.1))", "0 <= low < high <= 1"]),
+    ({"guidance_interval": 0.5}, ["guidance_interval (0.5)", "two noise levels"]),
+    ({"step_cache": -1}, ["step_cache (-1)", "at least 0"]),
+    ({"step_cache": 0.1}, ["step_cache (0.1)", "this DiT has none"]),
     ({"output_type": "jpg"}, ["output_type ('jpg')", "'pil', 'np', 'pt' or 'latent'"]),
     ({"generator": generators(1)}, ["generator holds 1 generators for 2 images", "one an image"]),
     ({"generator": 7}, ["generator (7)", "torch.Generator().manual_seed"]),

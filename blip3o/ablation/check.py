@@ -133,7 +133,8 @@ def _check_evaluation(plan: Plan, evaluation: dict[str, Any]) -> None:
             get_world(evaluation["world"])
         except ValueError as error:
             plan.source.fail(("evaluation", "world"), str(error))
-    known = GenerationDefaults().given()  # without that by reference images, which its prompts have not
+    # Without that by reference images, which its prompts have not.
+    known = {name: value for name, value in vars(GenerationDefaults()).items() if name != "image_guidance_scale"}
     plan.source.check_keys(("evaluation", "settings"), evaluation["settings"], known)
     try:
         check_settings(GenerationDefaults(**(known | evaluation["settings"])))

@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
-from torch import Tensor
+from torch import Tensor, nn
 
+from blip3o.diffusion.guidance import Interval
 from blip3o.part import Part
 from blip3o.structures import Conditioning
 
@@ -85,6 +86,14 @@ class Codec(Part):
         raw = self.in_own_dtype(latents) / self.scaling_factor + self.shift_factor
         return self.decode_raw(raw).clamp(-1, 1)
 
+    def enable_tiling(self) -> None:
+        """From now on, large pictures are encoded and decoded in overlapping tiles, for less memory; seams may show.
+
+        Raises:
+            ValueError: if the codec can not.
+        """
+        raise ValueError(f"{type(self).__name__} works on no tiles; leave tiling off.")
+
     @torch.no_grad()
     def calibrate(self, images: Tensor) -> None:
         """Sets both factors so that the latents of `images` (B, 3, H, W) have zero mean and unit variance."""
@@ -117,6 +126,14 @@ class Denoiser(Part):
                 f"the denoiser works on {self.latent_channels} latent channels, but the codec gives {channels}; set "
                 f"the denoiser's to {channels}, or take another codec."
             )
+
+    @property
+    def cached_blocks(self) -> Sequence[nn.Module]:
+        """Blocks in their order of which `step_cache` may skip all but the first; none where it can not be used.
+
+        Each takes `hidden_states`, among others, and returns the next ones.
+        """
+        return ()
 
     def check_condition(self, num_positions: int | None, grid: tuple[int, int] | None = None) -> None:
         """Raises a ValueError where it can not take such a condition.
@@ -160,6 +177,17 @@ class DiffusionHead(Part):
 
     image_size: int | None = None
     """Side in pixels of the square images it renders, where it has one size."""
+
+    def check_rendering(self, *, guidance_interval: Interval | None = None, step_cache: float | None = None) -> None:
+        """Raises a ValueError where `sample` can not do these; a head whose `sample` takes them overrides this.
+
+        Args:
+            guidance_interval: as in `sample`.
+            step_cache: as in `sample`.
+        """
+        for name, value in (("guidance_interval", guidance_interval), ("step_cache", step_cache or None)):
+            if value is not None:
+                raise ValueError(f"{name} ({value}) is nothing that {type(self).__name__} can do; leave it out.")
 
     takes_latents: bool = False
     """Whether `loss` takes latents in place of images, so that encoded data can train it."""
@@ -220,6 +248,8 @@ class DiffusionHead(Part):
         references: Tensor | None = None,
         image_guidance_scale: float | None = None,
         size: tuple[int, int] | None = None,
+        guidance_interval: Interval | None = None,
+        step_cache: float | None = None,
     ) -> Tensor:
         """Normalised latents (B, c, h, w) for a condition.
 
@@ -234,6 +264,9 @@ class DiffusionHead(Part):
             image_guidance_scale: guidance by the references alone, at least 0; `guidance_scale` is then that of the
                 text. None leaves it to the negative condition what is guided by (`blip3o.diffusion.guidance`).
             size: height and width in pixels, such as `size_for` gives; the head's own square when None.
+            guidance_interval: noise levels (low, high) outside which the condition alone is followed; all when None.
+            step_cache: how much the denoiser's first block may differ from the last full step for its other blocks to
+                be skipped (`blip3o.diffusion.step_cache`); 0 or None skips none.
 
         Raises:
             ValueError: on a value out of range, a missing `negative`, or an `image_guidance_scale` without references.

@@ -46,6 +46,10 @@ class DCAE(FromDiffusers, Codec):
         """Raw latents to images."""
         return self.vae.decode(latents).sample
 
+    def enable_tiling(self) -> None:
+        """As diffusers does it, by tiles of the autoencoder's own size."""
+        self.vae.enable_tiling()
+
 
 class KLCodec(FromDiffusers, Codec):
     """Variational autoencoder of latent diffusion (arXiv 2112.10752), diffusers' `AutoencoderKL`.
@@ -78,6 +82,10 @@ class KLCodec(FromDiffusers, Codec):
     def decode_raw(self, latents: Tensor) -> Tensor:
         """Raw latents to images."""
         return self.vae.decode(latents).sample
+
+    def enable_tiling(self) -> None:
+        """As diffusers does it, by tiles of the autoencoder's own size."""
+        self.vae.enable_tiling()
 
 
 class PixelCodec(Codec):

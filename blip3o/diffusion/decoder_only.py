@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip3o.diffusion.base import DiffusionHead, Generators
+from blip3o.diffusion.guidance import Interval
 from blip3o.structures import Conditioning
 
 
@@ -77,6 +78,8 @@ class TokenDecoderHead(DiffusionHead):
         references: Tensor | None = None,
         image_guidance_scale: float | None = None,
         size: tuple[int, int] | None = None,
+        guidance_interval: Interval | None = None,
+        step_cache: float | None = None,
         pictures: Tensor | None = None,
     ) -> Tensor:
         """The pictures (B, 3, image_size, image_size), whatever the condition, the steps and the guidance.
@@ -91,6 +94,8 @@ class TokenDecoderHead(DiffusionHead):
             references: must be None.
             image_guidance_scale: must be None.
             size: the head's own square, or None.
+            guidance_interval: must be None.
+            step_cache: must be None.
             pictures: (B, 3, h, w) in [-1, 1], the tokenizer's decoding of the image tokens.
 
         Raises:
@@ -99,6 +104,7 @@ class TokenDecoderHead(DiffusionHead):
         _refuse(references)
         if image_guidance_scale is not None:
             raise ValueError(f"image_guidance_scale ({image_guidance_scale}) needs references, which this head lacks.")
+        self.check_rendering(guidance_interval=guidance_interval, step_cache=step_cache)
         if size not in (None, (self.image_size, self.image_size)):
             raise ValueError(f"size ({size}) must be {self.image_size} x {self.image_size}; leave it out.")
         if latents is not None:

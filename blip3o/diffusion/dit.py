@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Set
+from collections.abc import Sequence, Set
 
 import torch
 import torch.nn.functional as F
@@ -101,6 +101,11 @@ class DiT(TorchAttention, Denoiser):
         """Width of the heads."""
         return {self._head_size}
 
+    @property
+    def cached_blocks(self) -> Sequence[nn.Module]:
+        """All of them."""
+        return list(self.blocks)
+
     def check_latents(self, channels: int, height: int, width: int) -> None:
         """Raises a ValueError where the latents are of other sides than it was built for."""
         super().check_latents(channels, height, width)
@@ -190,11 +195,11 @@ class DiTBlock(nn.Module):
             self.offsets[2] = 1.0
             self.offsets[5] = 1.0
 
-    def forward(self, x: Tensor, cond: Tensor, mask: Tensor | None, modulation: Tensor) -> Tensor:
+    def forward(self, hidden_states: Tensor, cond: Tensor, mask: Tensor | None, modulation: Tensor) -> Tensor:
         """(B, T, width) to the same shape; `modulation` is (6, B, 1, width)."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulation + self.offsets[:, None, None, :]
-        y = self.self_norm(x) * (1 + scale1) + shift1
-        x = x + gate1 * self.self_attention(y, y)
+        y = self.self_norm(hidden_states) * (1 + scale1) + shift1
+        x = hidden_states + gate1 * self.self_attention(y, y)
         x = x + self.cross_attention(self.cross_norm(x), cond, mask)
         return x + gate2 * self.mlp(self.mlp_norm(x) * (1 + scale2) + shift2)
 

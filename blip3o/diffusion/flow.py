@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -11,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from blip3o.diffusion.base import Codec, Denoiser, DiffusionHead, Generators, draw_noise
-from blip3o.diffusion.guidance import Guidance, ReferenceGuidance
+from blip3o.diffusion.guidance import Guidance, Guide, Interval, ReferenceGuidance, check_interval, limited
 from blip3o.diffusion.objectives import FlowMatching, Objective
 from blip3o.diffusion.samplers import Sampler, default_sampler
+from blip3o.diffusion.sizes import latent_sides, nearest_size
+from blip3o.diffusion.step_cache import caching_steps, check_step_cache
 from blip3o.structures import Conditioning
 
 Reference = Literal["width", "channels"]
@@ -60,7 +61,7 @@ class FlowHead(DiffusionHead):
             raise ValueError(f"reference ({reference!r}) must be 'width', 'channels' or None.")
         side = image_size // codec.spatial_factor
         try:
-            denoiser.check_latents(*_joined_shape(reference, codec.latent_channels, side, side))
+            denoiser.check_latents(codec.latent_channels, side, 2 * side if reference == "width" else side)
         except ValueError as error:
             beside = "" if reference is None else f" with reference={reference!r}"
             raise ValueError(
@@ -106,16 +107,17 @@ class FlowHead(DiffusionHead):
         They are multiples of the codec's spatial factor, or of a small power of two times it, where the denoiser's
         patches need that. The head's square where the denoiser takes no other latents, such as `DiT`.
         """
-        factor = self.codec.spatial_factor
-        scale = self.image_size / factor / math.sqrt(height * width)
-        for step in (1, 2, 4):
-            sides = [step * max(1, round(side * scale / step)) for side in (height, width)]
-            try:
-                self.denoiser.check_latents(*_joined_shape(self.reference, self.latent_channels, *sides))
-            except ValueError:
-                continue
-            return sides[0] * factor, sides[1] * factor
-        return self.image_size, self.image_size
+        return nearest_size(self.image_size, self.codec.spatial_factor, height, width, self._check_sides)
+
+    def _check_sides(self, height: int, width: int) -> None:
+        """Raises a ValueError where the denoiser can not take latents of these sides, joined to a reference's."""
+        joined = 2 * width if self.reference == "width" else width
+        self.denoiser.check_latents(self.latent_channels, height, joined)
+
+    def check_rendering(self, *, guidance_interval: Interval | None = None, step_cache: float | None = None) -> None:
+        """Raises a ValueError where one is out of range, or the denoiser has no blocks to skip."""
+        check_interval(guidance_interval)
+        check_step_cache(self.denoiser, step_cache)
 
     def check_references(self, num_references: int) -> None:
         """Raises a ValueError where there are several, and noise space holds one."""
@@ -201,6 +203,8 @@ class FlowHead(DiffusionHead):
         references: Tensor | None = None,
         image_guidance_scale: float | None = None,
         size: tuple[int, int] | None = None,
+        guidance_interval: Interval | None = None,
+        step_cache: float | None = None,
     ) -> Tensor:
         """The sampler's steps from noise to latents (B, c, h, w)."""
         if num_inference_steps < 1:
@@ -211,10 +215,11 @@ class FlowHead(DiffusionHead):
             guidance_scale,
             references=references,
             image_guidance_scale=image_guidance_scale,
+            guidance_interval=guidance_interval,
         )
         embeds = self.denoiser.in_own_dtype(conditioning.embeds)
-        shape = (len(embeds), *self._sampled_shape(size))
-        sides = tuple(side * self.codec.spatial_factor for side in shape[2:])
+        sides = (self.image_size, self.image_size) if size is None else size
+        shape = (len(embeds), self.latent_channels, *latent_sides(sides, self.codec.spatial_factor, self._check_sides))
         if references is not None and references.shape[3:] != sides:
             raise ValueError(
                 f"references has shape {tuple(references.shape)}, but the image to render is {sides}; resize them."
@@ -223,7 +228,8 @@ class FlowHead(DiffusionHead):
             latents = draw_noise(shape, generator, embeds)
         elif latents.shape != shape:
             raise ValueError(f"latents has shape {tuple(latents.shape)}; this head and batch need {shape}.")
-        return self.sampler.run(guide, latents.to(embeds), self.objective, num_inference_steps, generator)
+        with caching_steps(self.denoiser, step_cache):
+            return self.sampler.run(guide, latents.to(embeds), self.objective, num_inference_steps, generator)
 
     def guided(
         self,
@@ -234,7 +240,8 @@ class FlowHead(DiffusionHead):
         references: Tensor | None = None,
         denoiser: Denoiser | None = None,
         image_guidance_scale: float | None = None,
-    ) -> Guidance | ReferenceGuidance:
+        guidance_interval: Interval | None = None,
+    ) -> Guide:
         """The prediction for a condition, to be called with noisy latents (B, c, h, w) and their noise levels (B,).
 
         Args:
@@ -244,14 +251,16 @@ class FlowHead(DiffusionHead):
             references: (B, 1, 3, H, W) in [-1, 1], or None.
             denoiser: what predicts; the head's own when None.
             image_guidance_scale: guidance by the references, see `sample`.
+            guidance_interval: noise levels (low, high) that are guided; all when None.
 
         Raises:
             ValueError: if a scale or what it needs is missing or out of range.
         """
         beside, scale = self._reference_latents(references), image_guidance_scale
         seen = partial(self._predict, reference_latents=beside, denoiser=denoiser)
+        within = partial(limited, conditional=partial(seen, conditioning=conditioning), interval=guidance_interval)
         if scale is None:
-            return Guidance(seen, conditioning, negative, guidance_scale)
+            return within(Guidance(seen, conditioning, negative, guidance_scale))
         if beside is None and not conditioning.num_appended:
             raise ValueError(
                 f"image_guidance_scale ({scale}) needs references that the head sees, in noise space or after the "
@@ -259,10 +268,10 @@ class FlowHead(DiffusionHead):
             )
         if scale == 1:  # the branch without references has no weight
             text_hidden = None if negative is None else negative.with_appended_of(conditioning)
-            return Guidance(seen, conditioning, text_hidden, guidance_scale)
+            return within(Guidance(seen, conditioning, text_hidden, guidance_scale))
         branches = None if beside is None else torch.cat([torch.zeros_like(beside), beside, beside])
         all_three = partial(self._predict, reference_latents=branches, denoiser=denoiser)
-        return ReferenceGuidance(all_three, conditioning, negative, guidance_scale, scale)
+        return within(ReferenceGuidance(all_three, conditioning, negative, guidance_scale, scale))
 
     def encode(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) in [-1, 1] to normalised latents."""
@@ -282,24 +291,6 @@ class FlowHead(DiffusionHead):
             raise ValueError(f"references has shape {tuple(references.shape)}; it must be (B, 1, 3, H, W).")
         self.check_references(references.shape[1])
         return self.encode(references[:, 0])
-
-    def _sampled_shape(self, size: tuple[int, int] | None) -> tuple[int, int, int]:
-        """Channels and sides of the latents of images of `size`.
-
-        Raises:
-            ValueError: if the codec does not divide it, or the denoiser can not take it.
-        """
-        if size is None or size == (self.image_size, self.image_size):
-            return self.latent_shape
-        factor = self.codec.spatial_factor
-        if any(side < 1 or side % factor for side in size):
-            raise ValueError(f"size ({size}) must be multiples of the codec's spatial factor ({factor}).")
-        shape = (self.latent_channels, size[0] // factor, size[1] // factor)
-        try:
-            self.denoiser.check_latents(*_joined_shape(self.reference, *shape))
-        except ValueError as error:
-            raise ValueError(f"size ({size}) can not be rendered: {error}") from error
-        return shape
 
     def _predict(
         self,
@@ -325,8 +316,3 @@ class FlowHead(DiffusionHead):
         assert self.reference_proj is not None
         joined = self.reference_proj(torch.cat([latents, beside], dim=1).to(self.reference_proj.weight.dtype))
         return denoiser(denoiser.in_own_dtype(joined), sigma, conditioning)
-
-
-def _joined_shape(reference: Reference | None, channels: int, height: int, width: int) -> tuple[int, int, int]:
-    """Channels and sides of what the denoiser is given at latents of these."""
-    return channels, height, 2 * width if reference == "width" else width

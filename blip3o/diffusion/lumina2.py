@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import Lumina2Transformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip3o.diffusion.library import DiffusersDenoiser
 from blip3o.structures import Conditioning
@@ -41,6 +43,11 @@ class Lumina2(DiffusersDenoiser):
         """Raises a ValueError where the condition is longer than the network has positions; one that varies passes."""
         if num_positions is not None:
             self._check_lens(f"a condition of {num_positions} positions", [num_positions + 1, 0, 0])
+
+    @property
+    def cached_blocks(self) -> Sequence[nn.Module]:
+        """Those of condition and latents together; the refiners before them always run."""
+        return list(self.transformer.layers)
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts (B, c, h, w) from noise to image turned round: the velocity noise - x0.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from diffusers import PixArtTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip3o.diffusion.library import DiffusersDenoiser
 from blip3o.structures import Conditioning
@@ -34,6 +36,11 @@ class PixArt(DiffusersDenoiser):
         """Width of the caption embeddings."""
         config = self.transformer.config
         return int(config.cross_attention_dim if config.caption_channels is None else config.caption_channels)
+
+    @property
+    def cached_blocks(self) -> Sequence[nn.Module]:
+        """All of them."""
+        return list(self.transformer.transformer_blocks)
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts (B, c, h, w); PixArt counts time in thousandths of the noise level."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from diffusers import SanaTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from blip3o.diffusion.library import DiffusersDenoiser
 from blip3o.structures import Conditioning
@@ -23,6 +25,11 @@ class Sana(DiffusersDenoiser):
     def cond_dim(self) -> int:
         """Width of the caption embeddings."""
         return int(self.transformer.config.caption_channels)
+
+    @property
+    def cached_blocks(self) -> Sequence[nn.Module]:
+        """All of them."""
+        return list(self.transformer.transformer_blocks)
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts the velocity (B, c, h, w); SANA counts time in thousandths of the noise level."""

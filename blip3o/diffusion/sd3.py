@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,6 +53,11 @@ class SD3(DiffusersDenoiser):
                 f"pos_embed_max_size ({config.pos_embed_max_size}) is too small for {height} x {width} latents in "
                 f"patches of {config.patch_size}; set it to at least {patches} in `config`, or take smaller images."
             )
+
+    @property
+    def cached_blocks(self) -> Sequence[nn.Module]:
+        """All but the last, which returns no condition and always runs."""
+        return list(self.transformer.transformer_blocks[:-1])
 
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts (B, c, h, w); SD3 counts time in thousandths of the noise level."""

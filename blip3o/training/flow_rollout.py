@@ -13,7 +13,7 @@ from torch import Tensor
 from blip3o.ar.base import Sampling
 from blip3o.diffusion.base import Denoiser, draw_noise
 from blip3o.diffusion.flow import FlowHead
-from blip3o.diffusion.guidance import Guidance, ReferenceGuidance
+from blip3o.diffusion.guidance import Guide
 from blip3o.diffusion.sde import FlowMatchSDE, transition
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import GenerationDefaults
@@ -135,9 +135,7 @@ class FlowPolicy:
         log_probs, mean, std = (rearrange(tensor, "(r n) ... -> r n ...", n=num_steps) for tensor in told)
         return StepScores(log_probs, mean, std)
 
-    def _guide(
-        self, condition: Conditioning, null: Conditioning, denoiser: Denoiser | None = None
-    ) -> Guidance | ReferenceGuidance:
+    def _guide(self, condition: Conditioning, null: Conditioning, denoiser: Denoiser | None = None) -> Guide:
         return self.head.guided(condition, null, self.guidance_scale, denoiser=denoiser)
 
 

@@ -11,6 +11,7 @@ from blip3o.ar.base import Sampling
 from blip3o.checkpoints import load_weights
 from blip3o.data.shards import EncodedIndex
 from blip3o.diffusion.base import Codec
+from blip3o.diffusion.guidance import Interval
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import GenerationDefaults, check_settings
 from blip3o.prompts import Supervise
@@ -56,6 +57,8 @@ class JointModule(TrainingModule):
         reference_dropout: share of rows whose references are hidden from the diffusion head, as guidance by references
             needs; some lose their condition too (`blip3o.training.dropout`). 0 is the published training.
         image_guidance_scale: guidance by reference images in validation and prediction, see `Blip3oPipeline.__call__`.
+        guidance_interval: noise levels (low, high) that are guided in validation and prediction; all when None.
+        step_cache: the denoiser's skipping of blocks in validation and prediction, see `Blip3oPipeline.__call__`.
 
     Raises:
         ValueError: if `weights` names a part that the model lacks or a source that does not fit it, if `trainable`
@@ -81,6 +84,8 @@ class JointModule(TrainingModule):
         token_guidance_scale: float = 1.0,
         reference_dropout: float = 0.0,
         image_guidance_scale: float | None = None,
+        guidance_interval: Interval | None = None,
+        step_cache: float | None = None,
     ) -> None:
         super().__init__(optimization, seed)
         if render_every < 1:
@@ -92,6 +97,7 @@ class JointModule(TrainingModule):
         self.model = model
         self.model.check_shown("reference_dropout", reference_dropout or None)
         self.model.check_shown("image_guidance_scale", image_guidance_scale)
+        self.model.diffusion.check_rendering(guidance_interval=guidance_interval, step_cache=step_cache)
         for name, source in (weights or {}).items():
             load_weights(self.model, name, source)
         _choose_trainable(self.model, trainable)
@@ -110,6 +116,8 @@ class JointModule(TrainingModule):
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             image_guidance_scale=image_guidance_scale,
+            guidance_interval=guidance_interval,
+            step_cache=step_cache,
         )
         check_settings(self.generation_defaults)
 
@@ -173,10 +181,8 @@ class JointModule(TrainingModule):
         latents = mixed_latents(
             self.model,
             batch,
-            num_inference_steps=settings.num_inference_steps,
-            guidance_scale=settings.guidance_scale,
-            sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
-            token_guidance_scale=settings.token_guidance_scale,
+            **settings.writing(),
+            **settings.rendering(),
             image_guidance_scale=settings.image_guidance_scale,
             generator=row_generators(self.seed, batch["index"], "generate", self.device),
         )

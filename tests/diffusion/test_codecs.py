@@ -87,3 +87,31 @@ def test_from_pretrained_lists_weights_that_are_missing_or_unexpected(build, tmp
     with pytest.raises(ValueError) as error:
         type(codec).from_pretrained(str(tmp_path))
     assert lost in str(error.value) and "stray.weight" in str(error.value)
+
+
+def test_dcae_in_tiles_is_near_the_whole() -> None:
+    codec = tiny_dcae().eval()
+    latents = torch.randn(1, 4, 16, 12, generator=torch.Generator().manual_seed(0))
+    whole = codec.decode(latents)
+    codec.enable_tiling()
+    assert torch.equal(codec.decode(latents), whole), "it fits into one tile"
+    codec.vae.enable_tiling(32, 32, 16, 16)
+    tiled = codec.decode(latents)
+    assert tiled.shape == whole.shape and not torch.equal(tiled, whole)
+    assert (tiled - whole).abs().mean() < 0.1 * whole.abs().mean()
+    assert codec.encode(whole).shape == latents.shape
+
+
+def test_kl_in_tiles_is_near_the_whole() -> None:
+    codec = tiny_kl().eval()
+    latents = torch.randn(1, 4, 48, 40, generator=torch.Generator().manual_seed(0))
+    whole = codec.decode(latents)
+    codec.enable_tiling()
+    tiled = codec.decode(latents)
+    assert codec.vae.tile_latent_min_size < 40
+    assert tiled.shape == whole.shape and not torch.equal(tiled, whole)
+
+
+def test_patches_of_pixels_have_no_tiles() -> None:
+    with pytest.raises(ValueError, match="PixelCodec works on no tiles; leave tiling off"):
+        PixelCodec().enable_tiling()

@@ -64,3 +64,16 @@ def test_dropout_depends_on_the_step_and_not_on_what_was_drawn_before() -> None:
     assert dropped_out(1) == dropped_out(2)
     plain = fit_steps(JointModule(tiny_model(), Optimization(warmup_steps=1)), data(), num_steps=3)
     assert plain != dropped_out(1)
+
+
+def test_validation_renders_with_the_guidance_interval_and_a_head_must_be_able_to() -> None:
+    batch = {"caption": ["a red circle", "a circle"], "index": torch.arange(2)}
+    plain, everywhere, limited = (
+        JointModule(tiny_model(), num_inference_steps=4, guidance_interval=interval).eval().predict_step(batch, 0)
+        for interval in (None, (0.0, 1.0), (0.6, 0.95))
+    )
+    assert torch.equal(plain, everywhere) and not torch.equal(plain, limited)
+    with pytest.raises(ValueError, match=r"step_cache \(0.1\) needs a denoiser with blocks to skip"):
+        JointModule(tiny_model(), step_cache=0.1)
+    with pytest.raises(ValueError, match=r"guidance_interval \(\(0.9, 0.1\)\) must hold"):
+        JointModule(tiny_model(), guidance_interval=(0.9, 0.1))
