@@ -85,7 +85,11 @@ def _quality(plan: Plan, results: Results) -> Figure | None:
             )
     values = [primary_score(plan, result) for own in results.values() for result in own.values()]
     spread = max(np.ptp(values), plan.margin or 0.0, 1e-3)
-    axes.set_xlim(min(values) - 1.5 * spread, max(values) + 1.5 * spread)
+    ends = [*values, *(end for mean in means.values() for end in mean[1:] if np.isfinite(end))]
+    left, right = max(min(ends), min(values) - 1.5 * spread), min(max(ends), max(values) + 1.5 * spread)
+    if plan.margin is not None and reference is not None:
+        left, right = min(left, reference[0] - plan.margin), max(right, reference[0] + plan.margin)
+    axes.set_xlim(left - 0.05 * (right - left + spread), right + 0.05 * (right - left + spread))
     axes.set_yticks(range(len(means)), [label(plan, one) for one in means])
     axes.invert_yaxis()
     axes.set_ylim(len(means) - 0.4, -0.6)
