@@ -17,13 +17,19 @@ def check_loading_info(info: Mapping[str, Any], source: str) -> None:
         source: where the weights came from.
 
     Raises:
-        ValueError: if weights are missing, unexpected or mis-shaped (all are listed).
+        ValueError: if weights are missing, unexpected or mis-shaped, as `listed`.
     """
     kinds = {"missing": "missing_keys", "unexpected": "unexpected_keys", "mis-shaped": "mismatched_keys"}
     problems = {kind: sorted(map(str, info.get(key) or ())) for kind, key in kinds.items()}
     if any(problems.values()):
-        told = "; ".join(f"{kind}: {', '.join(keys)}" for kind, keys in problems.items() if keys)
+        told = "; ".join(f"{kind}: {listed(keys)}" for kind, keys in problems.items() if keys)
         raise ValueError(f"the weights in {source} do not fit its config: {told}.")
+
+
+def listed(names: Sequence[str], most: int = 12) -> str:
+    """Names in one line; of more than `most` the first ones, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def check_keys(argument: str, given: Iterable[str], known: Iterable[str], of: str) -> None:

@@ -10,7 +10,7 @@ from blip3o.checkpoints.folder import (
     load_model,
     save_model,
 )
-from blip3o.checkpoints.pretrained import load_weights
+from blip3o.checkpoints.pretrained import load_all_weights, load_weights
 from blip3o.checkpoints.published import load_published
 from blip3o.checkpoints.ta_tok import load_ta_tok
 from blip3o.checkpoints.tensors import load_part, save_part
@@ -22,6 +22,7 @@ __all__ = [
     "describe_model",
     "export_published",
     "instantiate",
+    "load_all_weights",
     "load_model",
     "load_part",
     "load_published",

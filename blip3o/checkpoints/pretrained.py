@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,6 +22,17 @@ from blip3o.tokenizers.ta_tok import TATok
 
 _FILES = ("*.json", "*.safetensors")
 """What is fetched of a library's folder at a hub."""
+
+
+def load_all_weights(model: Blip3oNext, weights: Mapping[str, str | None] | None) -> None:
+    """Fills parts by attribute path, each as `load_weights` does; those whose source is None stay as they are.
+
+    Raises:
+        ValueError: as `load_weights`.
+    """
+    for name, source in (weights or {}).items():
+        if source is not None:
+            load_weights(model, name, source)
 
 
 def load_weights(model: Blip3oNext, name: str, source: str) -> None:

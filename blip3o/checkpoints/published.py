@@ -74,7 +74,7 @@ def load_published(
 
     Raises:
         ValueError: if a folder or file is missing or damaged, a config names what is unknown, or a tensor is missing,
-            unexpected or mis-shaped; all are listed by part.
+            unexpected or mis-shaped; they are `listed`.
     """
     from blip3o.pipeline import Blip3oPipeline
 

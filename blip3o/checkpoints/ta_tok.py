@@ -44,7 +44,7 @@ def load_ta_tok(path: str | Path, *, vision: str | Path | None = None) -> TATok:
 
     Raises:
         ValueError: if there is no such file, it is damaged or another, it holds more than tensors and plain values
-            (none of it is executed then), or a tensor is missing, unexpected or mis-shaped (all are listed).
+            (none of it is executed then), or a tensor is missing, unexpected or mis-shaped (they are `listed`).
     """
     path = find_ta_tok(path, "path")
     arguments, state = read_ta_tok(path)

@@ -14,6 +14,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from blip3o.loading import listed
+
 
 def read_file(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
@@ -62,7 +64,7 @@ def told_pickles(folder: Path) -> str:
 def misfits(
     part: nn.Module | Mapping[str, Tensor], state: Mapping[str, Tensor], told: Callable[[str], str] = str
 ) -> str:
-    """What keeps `state` from filling a part or its tensors, every key named as `told` says it; empty where it fits.
+    """What keeps `state` from filling a part or its tensors, keys `listed` as `told` says them; empty where it fits.
 
     Any floating type fills any other, and so do whole numbers; one kind never fills the other.
     """
@@ -81,7 +83,7 @@ def misfits(
             if own[key].is_floating_point() != state[key].is_floating_point()
         ],
     }
-    return "; ".join(f"{what}: {', '.join(keys)}" for what, keys in problems.items() if keys)
+    return "; ".join(f"{what}: {listed(keys)}" for what, keys in problems.items() if keys)
 
 
 def save_part(part: nn.Module, path: Path, dtype: torch.dtype | None = None) -> None:
@@ -106,7 +108,7 @@ def load_part(part: nn.Module, path: Path) -> None:
 
     Raises:
         ValueError: if the file is missing or damaged, or keys are missing, unexpected, mis-shaped or of the wrong type
-            (all are listed).
+            (they are `listed`).
     """
     state = read_file(path)
     _check_fit(part, state, path)

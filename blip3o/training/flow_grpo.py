@@ -76,7 +76,7 @@ class FlowGRPOModule(PolicyModule[FlowRollout]):
         self,
         model: str | Blip3oNext,
         rewards: list[Reward],
-        weights: dict[str, str] | None = None,
+        weights: dict[str, str | None] | None = None,
         reward_weights: list[float] | None = None,
         optimization: Optimization = Optimization(lr=1e-5, schedule="linear", warmup_steps=0),
         num_generations: int = 24,

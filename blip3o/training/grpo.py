@@ -69,7 +69,7 @@ class GRPOModule(PolicyModule[TokenRollout]):
         self,
         model: str | Blip3oNext,
         rewards: list[Reward],
-        weights: dict[str, str] | None = None,
+        weights: dict[str, str | None] | None = None,
         reward_weights: list[float] | None = None,
         optimization: Optimization = Optimization(lr=5e-6, schedule="linear", warmup_steps=0),
         num_generations: int = 16,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from blip3o.ar.base import Sampling
-from blip3o.checkpoints import load_weights
+from blip3o.checkpoints import load_all_weights
 from blip3o.data.shards import EncodedIndex
 from blip3o.diffusion.base import Codec
 from blip3o.diffusion.guidance import Interval
@@ -39,6 +39,7 @@ class JointModule(TrainingModule):
         optimization: optimizer and schedule.
         weights: what to start parts from, by attribute path in the model, such as
             `{"tokenizer": "tokenizer.safetensors", "ar": "Qwen/Qwen3-0.6B"}`; see `blip3o.checkpoints.load_weights`.
+            A part whose entry is None starts from scratch, so that a variant can take away what its base gives.
         trainable: patterns of parameter names in the model (`fnmatch`) that train, the rest being frozen; all but
             the image tokenizer and the codecs when None.
         cross_entropy_weight: weight of the cross-entropy (mean over supervised tokens; 0 where the bridge needs no
@@ -69,7 +70,7 @@ class JointModule(TrainingModule):
         self,
         model: Blip3oNext,
         optimization: Optimization = Optimization(),
-        weights: dict[str, str] | None = None,
+        weights: dict[str, str | None] | None = None,
         trainable: list[str] | None = None,
         cross_entropy_weight: float = 1.0,
         flow_weight: float = 1.0,
@@ -98,8 +99,7 @@ class JointModule(TrainingModule):
         self.model.check_shown("reference_dropout", reference_dropout or None)
         self.model.check_shown("image_guidance_scale", image_guidance_scale)
         self.model.diffusion.check_rendering(guidance_interval=guidance_interval, step_cache=step_cache)
-        for name, source in (weights or {}).items():
-            load_weights(self.model, name, source)
+        load_all_weights(self.model, weights)
         _choose_trainable(self.model, trainable)
         self.cross_entropy_weight = cross_entropy_weight
         self.flow_weight = flow_weight

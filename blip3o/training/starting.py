@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from blip3o.checkpoints import describe_model, load_weights
+from blip3o.checkpoints import describe_model, load_all_weights
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline, GenerationDefaults, find_model
 
 
-def start_from(model: str | Blip3oNext, weights: dict[str, str] | None = None) -> tuple[Blip3oNext, GenerationDefaults]:
+def start_from(
+    model: str | Blip3oNext, weights: dict[str, str | None] | None = None
+) -> tuple[Blip3oNext, GenerationDefaults]:
     """The model with the weights it starts from, and how it generates where a call says nothing.
 
     Args:
@@ -28,6 +30,5 @@ def start_from(model: str | Blip3oNext, weights: dict[str, str] | None = None) -
         else:
             pipe = Blip3oPipeline.from_pretrained(model)
             model, defaults = pipe.model, pipe.defaults
-    for name, source in (weights or {}).items():
-        load_weights(model, name, source)
+    load_all_weights(model, weights)
     return model, defaults

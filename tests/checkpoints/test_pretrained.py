@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from blip3o.ar import CausalLM
 from blip3o.bridge import MLPBridge
-from blip3o.checkpoints import load_weights, save_part
+from blip3o.checkpoints import load_all_weights, load_weights, save_part
+from blip3o.loading import listed
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline
 from tests.checkpoints.test_ta_tok import args, saved, theirs
@@ -156,3 +157,21 @@ def test_a_language_model_of_other_sizes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not fit the AR model's config: unexpected: model\.layers\.2"):
         load_weights(model, "ar", small(num_hidden_layers=3))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_part_whose_source_is_none_stays_as_it_is(tmp_path: Path) -> None:
+    held, model = plain_model(tiny_ar()), plain_model(tiny_ar())
+    perturbed(held)
+    folder = str(Blip3oPipeline(held).save_pretrained(tmp_path / "held"))
+    before = {name: tensor.clone() for name, tensor in model.ar.state_dict().items()}
+    load_all_weights(model, {"ar": None, "bridge": folder})
+    for name, tensor in model.ar.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    for name, tensor in model.bridge.state_dict().items():
+        assert torch.equal(tensor, held.bridge.state_dict()[name])
+
+
+def test_of_many_missing_tensors_the_first_are_listed() -> None:
+    names = [f"layer.{index}" for index in range(30)]
+    assert listed(names[:3]) == "layer.0, layer.1, layer.2"
+    assert listed(names).endswith("layer.10, layer.11 and 18 more")
