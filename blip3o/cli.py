@@ -172,20 +172,22 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_settings(
-    parser: argparse.ArgumentParser, names: Mapping[str, Callable[[str], float | int]] | None = None
+    parser: argparse.ArgumentParser, names: Mapping[str, Callable[[str], float | int | str]] | None = None
 ) -> None:
     group = parser.add_argument_group("generation (the model's own defaults where left out)")
     for name, kind in (names or SETTINGS).items():
         group.add_argument(f"--{name}", type=kind)
 
 
-SETTINGS: dict[str, Callable[[str], float | int]] = {
+SETTINGS: dict[str, Callable[[str], float | int | str]] = {
     "num_inference_steps": int,
     "guidance_scale": float,
     "token_guidance_scale": float,
     "temperature": float,
     "top_k": int,
     "top_p": float,
+    "decoding": str,
+    "jacobi_window": int,
 }
 EDIT_SETTINGS = SETTINGS | {"image_guidance_scale": float}
 
@@ -243,8 +245,7 @@ def _draw(
         **given,
         **settings,
     )
-    defaults = {name: value for name, value in pipe.defaults.given().items() if name in names}
-    used = defaults | {name: value for name, value in settings.items() if value is not None}
+    used = {name: value for name, value in pipe.defaults.updated(**settings).given().items() if name in names}
     paths = numbered(options.output, options.num_images)
     records = [{"prompt": prompt, "model": options.model, "seed": seed, **record, **used} for seed in seeds]
     save_pngs(list(zip(output.images, paths, records, strict=True)))

@@ -14,7 +14,8 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
-from blip3o.ar.base import Sampling
+from blip3o.ar.base import Decoding, Sampling
+from blip3o.call_inputs import checked_generators, checked_latents
 from blip3o.checkpoints import CONFIG_NAME, MODEL_FILES, load_model, save_model
 from blip3o.diffusion.base import Generators
 from blip3o.loading import resolve_folder
@@ -40,6 +41,8 @@ class GenerationDefaults:
         top_p: probability mass of the image tokens kept.
         image_guidance_scale: guidance of the diffusion head by the reference images of an edit; None leaves the
             published way, see `Blip3oPipeline.__call__`.
+        decoding: `sequential`, an image token a pass; or `jacobi`, several, of the same distribution.
+        jacobi_window: positions that a pass of `jacobi` reads of an image, at least 2.
     """
 
     num_inference_steps: int = 30
@@ -49,10 +52,23 @@ class GenerationDefaults:
     top_k: int = 1200
     top_p: float = 0.95
     image_guidance_scale: float | None = None
+    decoding: Decoding = "sequential"
+    jacobi_window: int = 16
 
-    def given(self) -> dict[str, float | int]:
-        """The settings that are not None, as they are recorded."""
-        return {name: value for name, value in vars(self).items() if value is not None}
+    def given(self) -> dict[str, float | int | str]:
+        """The settings as they are recorded: without those that are None, and those of a decoding not used."""
+        unused = ("decoding", "jacobi_window") if self.decoding == "sequential" else ()
+        return {name: value for name, value in vars(self).items() if value is not None and name not in unused}
+
+    def updated(self, **settings: float | int | str | None) -> GenerationDefaults:
+        """These settings with others in place of some; where one is None, it stays."""
+        changes: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+        return replace(self, **changes)
+
+    @property
+    def sampling(self) -> Sampling:
+        """How image tokens are drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.decoding, self.jacobi_window)
 
 
 @dataclass(frozen=True)
@@ -138,6 +154,8 @@ class Blip3oPipeline:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        decoding: Decoding | None = None,
+        jacobi_window: int | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Tensor | None = None,
@@ -163,6 +181,9 @@ class Blip3oPipeline:
             temperature: of the image tokens; 0 takes the most likely ones.
             top_k: most likely image tokens kept; 0 keeps all.
             top_p: probability mass of the image tokens kept, in (0, 1].
+            decoding: `sequential`, an image token a pass; or `jacobi`, several, of the same distribution
+                (`blip3o.ar.jacobi`).
+            jacobi_window: positions that a pass of `jacobi` reads of an image, at least 2.
             num_images_per_prompt: at least 1.
             generator: one for the batch or one for each image, on the model's device or the CPU.
             latents: initial noise (images, c, h, w).
@@ -191,8 +212,10 @@ class Blip3oPipeline:
             "temperature": temperature,
             "top_k": top_k,
             "top_p": top_p,
+            "decoding": decoding,
+            "jacobi_window": jacobi_window,
         }
-        settings = replace(self.defaults, **{key: value for key, value in given.items() if value is not None})
+        settings = self.defaults.updated(**given)
         check_settings(settings)
         captions = [caption for caption in prompts for _ in range(num_images_per_prompt)]
         references: dict[str, Any] = {}
@@ -203,15 +226,15 @@ class Blip3oPipeline:
             references["image_guidance_scale"] = settings.image_guidance_scale
         elif image_guidance_scale is not None:
             raise ValueError(f"image_guidance_scale ({image_guidance_scale}) was given without image; leave it out.")
-        generator = self._checked_generators(generator, len(captions))
+        generator = checked_generators(generator, len(captions), self.model.device)
         if latents is not None:
-            latents = self._checked_latents(latents, len(captions))
+            latents = checked_latents(latents, len(captions)).to(self.model.device)
         rendered = self.model.generate(
             captions,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
             token_guidance_scale=settings.token_guidance_scale,
-            sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
+            sampling=settings.sampling,
             generator=generator,
             latents=latents,
             **references,
@@ -241,37 +264,6 @@ class Blip3oPipeline:
                 f"image was given, but this model was not made to edit: its text tokenizer lacks {unknown}, which "
                 "template.edit puts around the instruction; leave image out, or use a model that edits."
             )
-
-    def _checked_generators(self, generator: Generators, rows: int) -> Generators:
-        """`generator` itself, or the list of its members, one an image."""
-        if generator is None:
-            return None
-        several = list(generator) if isinstance(generator, Sequence) else [generator]
-        if isinstance(generator, Sequence) and len(several) != rows:
-            raise ValueError(f"generator holds {len(several)} generators for {rows} images; give one, or one an image.")
-        if len({one.device.type for one in several if isinstance(one, torch.Generator)}) > 1:
-            raise ValueError("generator holds generators on several devices; create all of them on one.")
-        for one in several:
-            if not isinstance(one, torch.Generator):
-                raise ValueError(
-                    f"generator ({one!r}) must be a torch.Generator or a list of them; pass "
-                    "torch.Generator().manual_seed(0)."
-                )
-            if one.device.type not in ("cpu", self.model.device.type):
-                raise ValueError(
-                    f"generator is on {one.device}, the model on {self.model.device}; create it on the CPU or on "
-                    f"{self.model.device.type}."
-                )
-        return several if isinstance(generator, Sequence) else generator
-
-    def _checked_latents(self, latents: Tensor, rows: int) -> Tensor:
-        """`latents` where the model is; the diffusion head checks their channels and sides."""
-        if not isinstance(latents, Tensor) or not latents.is_floating_point() or latents.ndim != 4:
-            told = f"{latents.dtype}, {tuple(latents.shape)}" if isinstance(latents, Tensor) else repr(latents)
-            raise ValueError(f"latents ({told}) must be a floating tensor (images, c, h, w); leave it out to draw it.")
-        if len(latents) != rows:
-            raise ValueError(f"latents holds {len(latents)} rows for {rows} images; give one an image.")
-        return latents.to(self.model.device)
 
 
 def find_model(name_or_path: str | Path) -> Path:
@@ -316,6 +308,7 @@ def check_settings(settings: GenerationDefaults) -> None:
     """Raises a ValueError where a setting is out of range."""
     _check_whole("num_inference_steps", settings.num_inference_steps, 1)
     _check_whole("top_k", settings.top_k, 0)
+    _check_whole("jacobi_window", settings.jacobi_window, 2)
     for name in ("guidance_scale", "image_guidance_scale", "token_guidance_scale", "temperature", "top_p"):
         value = getattr(settings, name)
         if value is None and name == "image_guidance_scale":
@@ -324,7 +317,7 @@ def check_settings(settings: GenerationDefaults) -> None:
             raise ValueError(f"{name} ({value!r}) must be a finite number; leave it out for the default.")
         if "guidance" in name and value < 0:
             raise ValueError(f"{name} ({value}) must be at least 0; 1 turns guidance off.")
-    Sampling(settings.temperature, settings.top_k, settings.top_p)
+    _ = settings.sampling  # which checks itself
 
 
 def _check_whole(name: str, value: object, least: int) -> None:

@@ -15,7 +15,6 @@ from blip3o.ar.vocabulary import ImageVocabulary
 from blip3o.part import Part
 from blip3o.structures import AROutput, Generated
 
-
 Decoding = Literal["sequential", "jacobi"]
 
 

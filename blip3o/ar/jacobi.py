@@ -1,7 +1,7 @@
 """Several image tokens a pass, without loss: speculative Jacobi decoding (Teng et al. 2024, arXiv 2410.01699).
 
-A pass reads the last token of a row and drafts of the next ones, each drawn from a distribution that is known, and gives
-the distributions of the tokens that follow each. Drafts are kept, from the first on, as speculative sampling says, so
+A pass reads the last token of a row and drafts of the next ones, each drawn from a known distribution, and gives the
+distributions of the tokens that follow each. Drafts are kept, from the first on, as speculative sampling says, so
 that the tokens have the distribution of sequential decoding. Behind the first one that is not, all are drawn anew from
 the distributions of this pass, made by nearly the right tokens; and where no pass has been yet, from the last of these.
 """

@@ -120,8 +120,6 @@ def with_negative(
     if negative is None:
         raise ValueError(f"token_guidance_scale ({scale}) needs negative prompts; pass `negative`.")
     width = max(prompts[0].shape[1], negative[0].shape[1])
-    ids, mask = (
-        torch.cat([F.pad(one, (width - one.shape[1], 0)) for one in pair])
-        for pair in zip(prompts, negative, strict=True)
-    )
+    pairs = zip(prompts, negative, strict=True)
+    ids, mask = (torch.cat([F.pad(one, (width - one.shape[1], 0)) for one in pair]) for pair in pairs)
     return ids, mask, None if images is None else torch.cat([images, images])

@@ -30,7 +30,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 32,
     world: str | World = "shapes",
-    **settings: float | int,
+    **settings: float | int | str,
 ) -> dict[str, Any]:
     """Generates one image a caption in GenEval's layout and scores them.
 
@@ -82,7 +82,7 @@ def evaluate(
         model=model_name,
         seed=seed,
         judge=f"blip3o.shapes.verify {__version__}",
-        settings={**pipe.defaults.given(), **settings},
+        settings=pipe.defaults.updated(**settings).given(),
         scores=summary(rows),
     )
 

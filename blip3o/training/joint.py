@@ -110,6 +110,8 @@ class JointModule(TrainingModule):
             top_k=sampling.top_k,
             top_p=sampling.top_p,
             image_guidance_scale=image_guidance_scale,
+            decoding=sampling.decoding,
+            jacobi_window=sampling.jacobi_window,
         )
         check_settings(self.generation_defaults)
 
@@ -175,7 +177,7 @@ class JointModule(TrainingModule):
             batch,
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
-            sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
+            sampling=settings.sampling,
             token_guidance_scale=settings.token_guidance_scale,
             image_guidance_scale=settings.image_guidance_scale,
             generator=row_generators(self.seed, batch["index"], "generate", self.device),

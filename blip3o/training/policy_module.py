@@ -12,7 +12,6 @@ import torch
 from lightning.pytorch.strategies import ParallelStrategy
 from torch import Tensor
 
-from blip3o.ar.base import Sampling
 from blip3o.model import Blip3oNext
 from blip3o.part import Part
 from blip3o.pipeline import GenerationDefaults, check_settings
@@ -307,7 +306,7 @@ class PolicyModule(TrainingModule, Generic[AnyRollout]):
             read_prompts(batch)[0],
             num_inference_steps=settings.num_inference_steps,
             guidance_scale=settings.guidance_scale,
-            sampling=Sampling(settings.temperature, settings.top_k, settings.top_p),
+            sampling=settings.sampling,
             token_guidance_scale=settings.token_guidance_scale,
             generator=row_generators(self.seed, batch["index"], "generate", self.device),
         )
