@@ -32,7 +32,7 @@ class WindowReader:
         self._copies = start.copies
         self._keep_layers = keep_layers
         self._read = 1
-        self._length = start.attention_mask.sum(1) - 1  # of every row, but for the window that was read last
+        self._length = start.attention_mask.sum(1) - 1  # entries of every row, without those of the last window
 
     def read(self, ids: Tensor, after: Tensor) -> Any:
         """The decoder's output of a window of ids, which follows the negative prompts too where there are any.

@@ -190,7 +190,7 @@ class _Few(_Decoding):
 
 
 @torch.no_grad()
-def p_value(backbone: CausalLM, sampling: Sampling, scale: float) -> float:
+def p_value(backbone: CausalLM, sampling: Sampling, scale: float, seed: int = 0) -> float:
     """How well the sequences drawn fit the probabilities that whole passes give to every sequence there is."""
     every = torch.tensor(list(itertools.product(range(CODES), repeat=LENGTH)))
     first = backbone.vocabulary.first_code
@@ -207,7 +207,7 @@ def p_value(backbone: CausalLM, sampling: Sampling, scale: float) -> float:
     given = negative(backbone, COUNT) if scale != 1 else {}
     prompts = _Few("llama").prompts(backbone, ("a red circle",) * COUNT)
     sampling = replace(sampling, decoding="jacobi", jacobi_window=3)
-    generated = backbone.generate(*prompts, LENGTH, sampling, torch.Generator().manual_seed(0), **given)
+    generated = backbone.generate(*prompts, LENGTH, sampling, torch.Generator().manual_seed(seed), **given)
     assert generated.num_forwards.float().mean() < 0.9 * LENGTH, "otherwise little was drafted well"
     index = (generated.ids * CODES ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
     counts = torch.bincount(index, minlength=len(every)).double()
