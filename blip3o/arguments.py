@@ -168,6 +168,11 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "metavar": "SHARE",
         "help": "skip blocks where the first one's work differs by less from the last full step",
     },
+    "decoding": {
+        "metavar": "NAME",
+        "help": "sequential, or jacobi: several image tokens a pass, of the same distribution",
+    },
+    "jacobi_window": {"type": int, "metavar": "TOKENS", "help": "image tokens that a pass of jacobi reads"},
     "image_guidance_scale": {"type": float},
 }
 SETTINGS = tuple(name for name in _SETTINGS if name != "image_guidance_scale")

@@ -152,8 +152,7 @@ def _draw(
         **given,
         **settings,
     )
-    defaults = {name: value for name, value in pipe.defaults.given().items() if name in names}
-    used = defaults | {name: value for name, value in settings.items() if value is not None}
+    used = {name: value for name, value in pipe.defaults.updated(**settings).given().items() if name in names}
     paths = numbered(options.output, options.num_images)
     records = [{"prompt": prompt, "model": options.model, "seed": seed, **record, **used} for seed in seeds]
     save_pngs(list(zip(output.images, paths, records, strict=True)))

@@ -13,7 +13,9 @@ from einops import rearrange
 from PIL import Image
 from torch import Tensor
 
+from blip3o.ar.base import Decoding
 from blip3o.attention import AttentionSetting, set_attention
+from blip3o.call_inputs import checked_generators, checked_latents
 from blip3o.checkpoints import CONFIG_NAME, MODEL_FILES, load_model, save_model
 from blip3o.diffusion.base import Codec, Generators
 from blip3o.diffusion.guidance import Interval
@@ -137,6 +139,8 @@ class Blip3oPipeline:
         top_p: float | None = None,
         guidance_interval: Interval | None = None,
         step_cache: float | None = None,
+        decoding: Decoding | None = None,
+        jacobi_window: int | None = None,
         num_images_per_prompt: int = 1,
         generator: Generators = None,
         latents: Tensor | None = None,
@@ -166,6 +170,9 @@ class Blip3oPipeline:
                 guided, which also saves time (arXiv 2404.07724); (0, 1) turns it off.
             step_cache: where the work of the denoiser's first block differs by less than this share from that at the
                 last full step, the other blocks' work is that step's (`blip3o.diffusion.step_cache`); 0 turns it off.
+            decoding: `sequential`, an image token a pass; or `jacobi`, several, of the same distribution
+                (`blip3o.ar.jacobi`).
+            jacobi_window: positions that a pass of `jacobi` reads of an image, at least 2.
             num_images_per_prompt: at least 1.
             generator: one for the batch or one for each image, on the model's device or the CPU.
             latents: initial noise (images, c, h, w).
@@ -196,8 +203,10 @@ class Blip3oPipeline:
             "top_p": top_p,
             "guidance_interval": guidance_interval,
             "step_cache": step_cache,
+            "decoding": decoding,
+            "jacobi_window": jacobi_window,
         }
-        settings = replace(self.defaults, **{key: value for key, value in given.items() if value is not None})
+        settings = self.defaults.updated(**given)
         check_settings(settings)
         captions = [caption for caption in prompts for _ in range(num_images_per_prompt)]
         references: dict[str, Any] = {}
@@ -208,9 +217,9 @@ class Blip3oPipeline:
             references["image_guidance_scale"] = settings.image_guidance_scale
         elif image_guidance_scale is not None:
             raise ValueError(f"image_guidance_scale ({image_guidance_scale}) was given without image; leave it out.")
-        generator = self._checked_generators(generator, len(captions))
+        generator = checked_generators(generator, len(captions), self.model.device)
         if latents is not None:
-            latents = self._checked_latents(latents, len(captions))
+            latents = checked_latents(latents, len(captions)).to(self.model.device)
         rendered = self.model.generate(
             captions,
             **settings.writing(),
@@ -244,37 +253,6 @@ class Blip3oPipeline:
                 f"image was given, but this model was not made to edit: its text tokenizer lacks {unknown}, which "
                 "template.edit puts around the instruction; leave image out, or use a model that edits."
             )
-
-    def _checked_generators(self, generator: Generators, rows: int) -> Generators:
-        """`generator` itself, or the list of its members, one an image."""
-        if generator is None:
-            return None
-        several = list(generator) if isinstance(generator, Sequence) else [generator]
-        if isinstance(generator, Sequence) and len(several) != rows:
-            raise ValueError(f"generator holds {len(several)} generators for {rows} images; give one, or one an image.")
-        if len({one.device.type for one in several if isinstance(one, torch.Generator)}) > 1:
-            raise ValueError("generator holds generators on several devices; create all of them on one.")
-        for one in several:
-            if not isinstance(one, torch.Generator):
-                raise ValueError(
-                    f"generator ({one!r}) must be a torch.Generator or a list of them; pass "
-                    "torch.Generator().manual_seed(0)."
-                )
-            if one.device.type not in ("cpu", self.model.device.type):
-                raise ValueError(
-                    f"generator is on {one.device}, the model on {self.model.device}; create it on the CPU or on "
-                    f"{self.model.device.type}."
-                )
-        return several if isinstance(generator, Sequence) else generator
-
-    def _checked_latents(self, latents: Tensor, rows: int) -> Tensor:
-        """`latents` where the model is; the diffusion head checks their channels and sides."""
-        if not isinstance(latents, Tensor) or not latents.is_floating_point() or latents.ndim != 4:
-            told = f"{latents.dtype}, {tuple(latents.shape)}" if isinstance(latents, Tensor) else repr(latents)
-            raise ValueError(f"latents ({told}) must be a floating tensor (images, c, h, w); leave it out to draw it.")
-        if len(latents) != rows:
-            raise ValueError(f"latents holds {len(latents)} rows for {rows} images; give one an image.")
-        return latents.to(self.model.device)
 
 
 def find_model(name_or_path: str | Path) -> Path:

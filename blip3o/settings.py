@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
-from blip3o.ar.base import Sampling
+from blip3o.ar.base import Decoding, Sampling
 from blip3o.diffusion.guidance import Interval, check_interval
 from blip3o.diffusion.step_cache import check_threshold
 
@@ -27,6 +27,8 @@ class GenerationDefaults:
             published way, see `Blip3oPipeline.__call__`.
         guidance_interval: noise levels (low, high) at which the diffusion head is guided; None guides at all.
         step_cache: how much a denoising step may differ from the last full one to skip blocks; None or 0 skips none.
+        decoding: `sequential`, an image token a pass; or `jacobi`, several, of the same distribution.
+        jacobi_window: positions that a pass of `jacobi` reads of an image, at least 2.
     """
 
     num_inference_steps: int = 30
@@ -38,6 +40,8 @@ class GenerationDefaults:
     image_guidance_scale: float | None = None
     guidance_interval: Interval | None = None
     step_cache: float | None = None
+    decoding: Decoding = "sequential"
+    jacobi_window: int = 16
 
     def __post_init__(self) -> None:
         """Takes the list of two numbers that JSON and YAML make of an interval."""
@@ -46,14 +50,26 @@ class GenerationDefaults:
             object.__setattr__(self, "guidance_interval", tuple(interval))
 
     def given(self) -> dict[str, Any]:
-        """The settings that are not None, as they are recorded: plain numbers, and a list of two for an interval."""
+        """The settings as they are recorded: without those that are None, and those of a decoding not used.
+
+        They are plain numbers and strings, and a list of two for an interval.
+        """
+        unused = ("decoding", "jacobi_window") if self.decoding == "sequential" else ()
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        return {name: value for name, value in plain.items() if value is not None}
+        return {name: value for name, value in plain.items() if value is not None and name not in unused}
+
+    def updated(self, **settings: Any) -> GenerationDefaults:
+        """These settings with others in place of some; where one is None, it stays."""
+        return replace(self, **{name: value for name, value in settings.items() if value is not None})
+
+    @property
+    def sampling(self) -> Sampling:
+        """How image tokens are drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p, self.decoding, self.jacobi_window)
 
     def writing(self) -> dict[str, Any]:
         """The arguments of `Blip3oNext.write`."""
-        sampling = Sampling(self.temperature, self.top_k, self.top_p)
-        return {"sampling": sampling, "token_guidance_scale": self.token_guidance_scale}
+        return {"sampling": self.sampling, "token_guidance_scale": self.token_guidance_scale}
 
     def rendering(self) -> dict[str, Any]:
         """The arguments of `blip3o.rendering.render`, but for those about reference images."""
@@ -68,6 +84,7 @@ def check_settings(settings: GenerationDefaults) -> None:
     """Raises a ValueError where a setting is out of range."""
     check_whole("num_inference_steps", settings.num_inference_steps, 1)
     check_whole("top_k", settings.top_k, 0)
+    check_whole("jacobi_window", settings.jacobi_window, 2)
     for name in ("guidance_scale", "image_guidance_scale", "token_guidance_scale", "temperature", "top_p"):
         value = getattr(settings, name)
         if value is None and name == "image_guidance_scale":
@@ -76,7 +93,7 @@ def check_settings(settings: GenerationDefaults) -> None:
             raise ValueError(f"{name} ({value!r}) must be a finite number; leave it out for the default.")
         if "guidance" in name and value < 0:
             raise ValueError(f"{name} ({value}) must be at least 0; 1 turns guidance off.")
-    Sampling(settings.temperature, settings.top_k, settings.top_p)
+    _ = settings.sampling  # which checks itself
     check_interval(settings.guidance_interval)
     check_threshold(settings.step_cache)
 

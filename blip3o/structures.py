@@ -86,6 +86,8 @@ class Generated:
         log_probs: (B, N) log-probability of each id under the distribution it was drawn from.
         mask: (B, L) bool, False at positions of `hidden` that are padding; None where none is.
         layers: (B, K, 1 + N, H) or (B, K, L, H) states after the layers that were asked for, or None.
+        num_forwards: (B,) int64, passes in which tokens of the row were read, the prompt's not counted; None where none
+            were decoded.
     """
 
     ids: Tensor
@@ -93,6 +95,7 @@ class Generated:
     log_probs: Tensor
     mask: Tensor | None = None
     layers: Tensor | None = None
+    num_forwards: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,8 @@ from transformers import PreTrainedTokenizerBase
 from blip3o.ar.vocabulary import ImageVocabulary
 from blip3o.part import Part
 from blip3o.structures import AROutput, Generated
+
+Decoding = Literal["sequential", "jacobi"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Sampling:
         temperature: divides the logits; 0 takes the most likely token.
         top_k: keeps that many tokens; 0 keeps all.
         top_p: then keeps the most likely tokens that together reach this probability, in (0, 1].
+        decoding: `sequential`, a token a pass; or `jacobi`, several a pass that are drawn from the same distribution
+            (`blip3o.ar.jacobi`), for models of attention alone.
+        jacobi_window: positions that a pass of `jacobi` reads of a row, at least 2.
 
     Raises:
         ValueError: on a value out of range.
@@ -32,6 +37,8 @@ class Sampling:
     temperature: float = 1.0
     top_k: int = 1200
     top_p: float = 0.95
+    decoding: Decoding = "sequential"
+    jacobi_window: int = 16
 
     def __post_init__(self) -> None:
         """Checks the ranges."""
@@ -41,6 +48,13 @@ class Sampling:
             raise ValueError(f"top_k ({self.top_k}) must be at least 0; 0 keeps all tokens.")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p ({self.top_p}) must lie in (0, 1]; 1 keeps all tokens.")
+        if self.decoding not in get_args(Decoding):
+            raise ValueError(f"decoding ({self.decoding!r}) must be one of {list(get_args(Decoding))}.")
+        if self.jacobi_window < 2:
+            raise ValueError(
+                f"jacobi_window ({self.jacobi_window}) must be at least 2: the last token and a draft; for a token a "
+                "pass, set decoding to 'sequential'."
+            )
 
 
 class ARBackbone(Part):
@@ -148,13 +162,13 @@ class ARBackbone(Part):
         layers: Sequence[int] | None = None,
         images: Tensor | None = None,
     ) -> Generated:
-        """Decodes image tokens in one cached pass.
+        """Decodes image tokens with a cache, each state kept as it comes.
 
         Args:
             input_ids: (B, T) int64 left-padded prompts that end with the scale token.
             attention_mask: (B, T) bool.
             num_tokens: tokens an image, N.
-            sampling: temperature, top-k, top-p.
+            sampling: temperature, top-k, top-p, and how many tokens a pass gives.
             generator: source of the draws, one or one a row.
             negative: ids and mask (B, T') of the unconditional prompts, for token guidance.
             token_guidance_scale: classifier-free guidance on the logits; 1 turns it off.
@@ -166,4 +180,8 @@ class ARBackbone(Part):
         Returns:
             ids (B, N) in [0, num_codes), hidden states (B, 1 + N, H), log-probabilities (B, N), and the states
             (B, K, 1 + N, H) of the layers asked for.
+
+        Raises:
+            ValueError: if the sequences are longer than the context, what is given does not fit together, or
+                `sampling.decoding` can not be used with this model.
         """

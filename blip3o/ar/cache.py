@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
 _TOKENS, _PADDING = 4, 3  # of the rows that `leaves_out_padding` reads
@@ -22,6 +22,24 @@ Read = Callable[[Tensor, Tensor, DynamicCache | None], Tensor]
 def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache with the layers of a model: full or sliding attention, linear attention, state space."""
     return DynamicCache(config=config)
+
+
+def rewindable_cache(config: PreTrainedConfig) -> DynamicCache:
+    """An empty cache whose newest entries can be taken back, since every layer keeps all keys and values.
+
+    Those beyond a sliding window are kept too; the model's own masks leave them out.
+
+    Raises:
+        ValueError: if a layer keeps anything else, such as a recurrent state, which can not be taken back.
+    """
+    cache = new_cache(config)
+    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        raise ValueError(
+            f"decoding ('jacobi') takes back what a model read, but model_type ({config.model_type}) keeps a state "
+            "from which nothing can be taken back; set decoding to 'sequential', or choose a model of attention alone."
+        )
+    cache.layers = [DynamicLayer() for _ in cache.layers]
+    return cache
 
 
 def state_arguments(

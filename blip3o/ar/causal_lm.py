@@ -15,12 +15,13 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Pr
 
 from blip3o.ar.attention import TransformersAttention, first_kernel
 from blip3o.ar.base import ARBackbone, Sampling
-from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, state_arguments
+from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, rewindable_cache, state_arguments
 from blip3o.ar.configs import resolve_config, without_notes
-from blip3o.ar.decoding import draw
+from blip3o.ar.jacobi import decode_jacobi
 from blip3o.ar.lean import LeanStep, fits
 from blip3o.ar.logits import read_logit_shape
-from blip3o.ar.repeats import repeat_rows, without_repeats
+from blip3o.ar.sequential import decode_sequentially
+from blip3o.ar.start import Wanted, read_prompts, with_negative
 from blip3o.ar.steps import LibraryStep, Step, stack_layers
 from blip3o.ar.tables import extend_tables, head_of, share_tied, tie_again
 from blip3o.ar.text import load_text_tokenizer
@@ -224,60 +225,43 @@ class CausalLM(TransformersAttention, ARBackbone):
         """Decodes image tokens with the model's cache; hidden states and log-probabilities are kept as they come."""
         vocabulary = self._extended()
         self.use_attention()
-        guided = token_guidance_scale != 1.0
-        rows = len(input_ids)
-        if guided:
-            if inputs_embeds is not None:
-                raise ValueError(
-                    f"token_guidance_scale ({token_guidance_scale}) can not be used with inputs_embeds; set it to 1."
-                )
-            if negative is None:
-                raise ValueError(
-                    f"token_guidance_scale ({token_guidance_scale}) needs negative prompts; pass `negative`."
-                )
-            input_ids, attention_mask = _stack_left_padded((input_ids, attention_mask), negative)
-            images = None if images is None else torch.cat([images, images])
+        rows, several = len(input_ids), sampling.decoding == "jacobi"
+        if token_guidance_scale != 1.0:
+            input_ids, attention_mask, images = with_negative(
+                (input_ids, attention_mask), negative, token_guidance_scale, inputs_embeds, images
+            )
         length = input_ids.shape[1] + num_tokens
         if length > self.context_length:
             raise ValueError(
                 f"the prompt ({input_ids.shape[1]} tokens) and {num_tokens} image tokens need {length} positions, but "
                 f"the model's context holds {self.context_length}; shorten the prompt."
             )
+        start = read_prompts(
+            self._inputs,
+            self._run,
+            (rewindable_cache if several else new_cache)(self.lm.config),
+            input_ids,
+            attention_mask,
+            rows=rows,
+            inputs_embeds=inputs_embeds,
+            images=images,
+            keep_layers=bool(layers),
+        )
         codes = (vocabulary.first_code, vocabulary.size)
-        cache = new_cache(self.lm.config)
-        source = None
-        asked_ids, asked_mask = input_ids, attention_mask
-        if inputs_embeds is None and images is None:  # of equal prompts, one alone is read
-            asked_ids, asked_mask, source = without_repeats(input_ids, attention_mask)
-        inputs = self._inputs(asked_ids, asked_mask, inputs_embeds, images)
-        output = self._run(inputs, asked_mask, cache, keep_layers=bool(layers))
-        position = inputs["position_ids"][..., -1:]
-        if source is not None:
-            cache.reorder_cache(source)
-            repeat_rows(output, source)
-            position = position[source]
-        hidden = output.last_hidden_state[:, -1]
-        states, ids, log_probs = [hidden[:rows]], [], []
-        kept = [stack_layers(output.hidden_states, layers, rows, -1)]
+        head = partial(self._products, ids=codes)
+        wanted = Wanted(num_tokens, vocabulary.first_code, sampling, generator, token_guidance_scale, layers)
+        if several:
+            return decode_jacobi(self._run, lambda hidden: self._logit_shape(head(hidden)), start, wanted)
         step: Step
         if fits(self.lm):
-            step = LeanStep(self.lm, cache, attention_mask, position, num_tokens, codes, keep_layers=bool(layers))
+            step = LeanStep(
+                self.lm, start.cache, start.attention_mask, start.position, num_tokens, codes, keep_layers=bool(layers)
+            )
         else:
-            head = partial(self._products, ids=codes)
-            step = LibraryStep(self._run, head, cache, attention_mask, position, keep_layers=bool(layers))
-        for _ in range(num_tokens):
-            logits = self._logit_shape(step.scores(hidden))
-            if guided:
-                conditional, unconditional = logits.chunk(2)
-                logits = unconditional + token_guidance_scale * (conditional - unconditional)
-            drawn, log_prob = draw(logits, sampling, generator)
-            ids.append(drawn)
-            log_probs.append(log_prob)
-            hidden, every = step.advance((drawn + vocabulary.first_code).repeat(2 if guided else 1))
-            states.append(hidden[:rows])
-            kept.append(stack_layers(every, layers, rows, -1))
-        per_layer = torch.cat([one for one in kept if one is not None], 2) if layers else None
-        return Generated(torch.stack(ids, 1), torch.stack(states, 1), torch.stack(log_probs, 1), layers=per_layer)
+            step = LibraryStep(
+                self._run, head, start.cache, start.attention_mask, start.position, keep_layers=bool(layers)
+            )
+        return decode_sequentially(step, lambda hidden: self._logit_shape(step.scores(hidden)), start, wanted)
 
     def _products(self, hidden: Tensor, ids: tuple[int, int]) -> Tensor:
         """The head's products (..., ids) of last hidden states (..., H), over a range of ids alone."""
@@ -340,10 +324,3 @@ def _tie_again(backbone: CausalLM, incompatible: Any) -> None:
 
 def _is_remote(text_tokenizer: str | list[str]) -> bool:
     return isinstance(text_tokenizer, str) and not Path(text_tokenizer).is_dir()
-
-
-def _stack_left_padded(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Two left-padded batches (ids, mask) as one of twice the rows."""
-    width = max(first[0].shape[1], second[0].shape[1])
-    ids, masks = ([F.pad(t, (width - t.shape[1], 0)) for t in pair] for pair in zip(first, second, strict=True))
-    return torch.cat(ids), torch.cat(masks)

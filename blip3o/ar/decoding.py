@@ -62,18 +62,46 @@ def top_values(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return values, (best + starts).flatten(1).gather(-1, found)
 
 
-def uniform(rows: int, generator: torch.Generator | Sequence[torch.Generator] | None, device: torch.device) -> Tensor:
-    """One number in [0, 1) a row, (rows,) float32, each from its own generator where there are several.
+def uniform(
+    rows: int,
+    generator: torch.Generator | Sequence[torch.Generator] | None,
+    device: torch.device,
+    shape: tuple[int, ...] = (),
+) -> Tensor:
+    """Numbers in [0, 1), (rows, *shape) float32, those of a row from its own generator where there are several.
 
     Raises:
         ValueError: if a list of generators does not hold one a row.
     """
     if generator is None or isinstance(generator, torch.Generator):
         source = generator.device if generator is not None else device
-        return torch.rand(rows, generator=generator, device=source).to(device)
+        return torch.rand((rows, *shape), generator=generator, device=source).to(device)
     if len(generator) != rows:
         raise ValueError(f"generator holds {len(generator)} generators for {rows} rows; give one, or one a row.")
-    return torch.cat([torch.rand(1, generator=one, device=one.device) for one in generator]).to(device)
+    return torch.cat([torch.rand((1, *shape), generator=one, device=one.device) for one in generator]).to(device)
+
+
+def invert(weights: Tensor, numbers: Tensor) -> Tensor:
+    """Ids (...) int64 at which the distribution function of weights (..., V) passes numbers (...) in [0, 1).
+
+    The weights may have any sum. An id without weight is never given.
+    """
+    cumulative = weights.cumsum(-1)
+    threshold = numbers[..., None] * cumulative[..., -1:]
+    ids = torch.searchsorted(cumulative, threshold, right=True)[..., 0]
+    last = weights.shape[-1] - 1 - (weights > 0).flip(-1).int().argmax(-1)
+    return torch.minimum(ids, last)
+
+
+def guided(logits: Tensor, scale: float) -> Tensor:
+    """Logits (B, ...) with classifier-free guidance, of (2 B, ...) whose second half is that of the negative prompts.
+
+    A scale of 1 is no guidance, and there is no second half.
+    """
+    if scale == 1:
+        return logits
+    conditional, unconditional = logits.chunk(2)
+    return unconditional + scale * (conditional - unconditional)
 
 
 def draw(
@@ -101,10 +129,6 @@ def draw(
             names, by_id = candidates[1].sort(-1)
             logits = candidates[0].gather(-1, by_id)
         log_probs = logits.log_softmax(-1)
-        cumulative = log_probs.exp().cumsum(-1)
-        threshold = uniform(len(logits), generator, logits.device)[:, None] * cumulative[:, -1:]
-        ids = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
-        last = log_probs.shape[-1] - 1 - log_probs.isfinite().flip(-1).int().argmax(-1)
-        ids = torch.minimum(ids, last)
+        ids = invert(log_probs.exp(), uniform(len(logits), generator, logits.device))
     log_prob = log_probs.gather(-1, ids[:, None])[:, 0]
     return (ids if names is None else names.gather(-1, ids[:, None])[:, 0]), log_prob

@@ -67,7 +67,7 @@ def generate_many(
     check_whole("batch_size", batch_size, 1)
     if settings.get("image_guidance_scale") is not None:
         raise ValueError("image_guidance_scale is about edits, and these are none; leave it out.")
-    used = replace(pipe.defaults, **{name: value for name, value in settings.items() if value is not None})
+    used = pipe.defaults.updated(**settings)
     check_settings(used)
     used = replace(used, image_guidance_scale=None)
     pipe.model.diffusion.check_rendering(guidance_interval=used.guidance_interval, step_cache=used.step_cache)

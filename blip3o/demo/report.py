@@ -104,7 +104,7 @@ class Report:
 
     model_name: str
     command: str
-    defaults: Mapping[str, float | int]
+    defaults: Mapping[str, float | int | str]
     machine: str
     parts: Sequence[PartInfo]
     samples: Sequence[Sample]

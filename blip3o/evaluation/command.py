@@ -19,7 +19,7 @@ from blip3o.pipeline import Blip3oPipeline
 def evaluate_judged(
     name: str,
     options: argparse.Namespace,
-    settings: Mapping[str, float | int],
+    settings: Mapping[str, float | int | str],
     pipeline: Callable[[], Blip3oPipeline],
 ) -> None:
     """Runs the stages asked for.

@@ -29,7 +29,7 @@ def generate_edits(
     num_items: int | None = None,
     seed: int = 0,
     batch_size: int = 8,
-    **settings: float | int,
+    **settings: float | int | str,
 ) -> int:
     """Edits every picture of a benchmark that has no result yet.
 
@@ -65,7 +65,7 @@ def generate_edits(
         "model": model_name,
         "seed": seed,
         "prompt_rewriting": False,
-        "settings": {**pipe.defaults.given(), **settings},
+        "settings": pipe.defaults.updated(**settings).given(),
     }
     _check_earlier(root, items, record)
     missing = [item for item in items if not (root / item.output).exists()]

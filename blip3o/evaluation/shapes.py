@@ -38,7 +38,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 32,
     world: str | AnyWorld = "shapes",
-    **settings: float | int,
+    **settings: Any,
 ) -> dict[str, Any]:
     """Generates one image a caption in GenEval's layout and scores them.
 
@@ -71,7 +71,7 @@ def evaluate(
     for first in range(0, num_captions, batch_size):
         batch = captions[first : first + batch_size]
         generators = [torch.Generator().manual_seed(seed * 1_000_000 + first + i) for i in range(len(batch))]
-        images = pipe(batch, generator=generators, **settings).images  # type: ignore[arg-type]
+        images = pipe(batch, generator=generators, **settings).images
         check_size(images[0], world)
         if first == 0:  # only now is it sure that the arguments are good
             remove(earlier)
@@ -90,7 +90,7 @@ def evaluate(
         model=model_name,
         seed=seed,
         judge=f"blip3o.shapes.{'verify_text' if isinstance(place, TextWorld) else 'verify'} {__version__}",
-        settings={**pipe.defaults.given(), **settings},
+        settings=pipe.defaults.updated(**settings).given(),
         scores=summary(rows),
     )
 

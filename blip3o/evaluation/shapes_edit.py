@@ -47,7 +47,7 @@ def evaluate_edits(
     batch_size: int = 32,
     world: str | World = "shapes",
     kinds: Sequence[str] | None = None,
-    **settings: float | int,
+    **settings: float | int | str,
 ) -> dict[str, Any]:
     """Edits rendered scenes by instructions that were held out of training, and scores the results.
 
@@ -106,7 +106,7 @@ def evaluate_edits(
         model=model_name,
         seed=seed,
         judge=f"blip3o.shapes.verify_edits {__version__}",
-        settings={**pipe.defaults.given(), **settings},
+        settings=pipe.defaults.updated(**settings).given(),
         scores=edit_summary(rows),
     )
 

@@ -10,7 +10,6 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from blip3o.ar.base import Sampling
 from blip3o.diffusion.base import Denoiser, draw_noise
 from blip3o.diffusion.flow import FlowHead
 from blip3o.diffusion.guidance import Guide
@@ -184,7 +183,7 @@ def write_and_denoise(
     with torch.autocast(model.device.type, enabled=False):
         tokens = model.write(
             prompts if share_tokens else rows,
-            sampling=Sampling(writing.temperature, writing.top_k, writing.top_p),
+            sampling=writing.sampling,
             generator=tokens_from,
             token_guidance_scale=writing.token_guidance_scale,
         )

@@ -118,6 +118,8 @@ class JointModule(TrainingModule):
             image_guidance_scale=image_guidance_scale,
             guidance_interval=guidance_interval,
             step_cache=step_cache,
+            decoding=sampling.decoding,
+            jacobi_window=sampling.jacobi_window,
         )
         check_settings(self.generation_defaults)
 
