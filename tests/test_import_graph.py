@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "blip3o"
 FAMILIES = ("tokenizers", "ar", "bridge", "diffusion")
-SHARED = ("structures", "part", "loading")
+SHARED = ("structures", "part", "loading", "recomputing")
 
 
 def module_name(path: Path) -> str:
@@ -75,7 +75,7 @@ def test_a_family_imports_itself_and_what_all_share_alone(family: str) -> None:
     ("sources", "allowed"),
     [
         (("structures",), ()),
-        (("part", "loading", "pixels", "images"), ()),
+        (("part", "loading", "recomputing", "pixels", "images"), ()),
         (("shapes",), ("shapes",)),
         (("prompts",), ("structures", "ar")),
         (("references", "reading", "fitting"), ("structures", *FAMILIES)),

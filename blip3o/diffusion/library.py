@@ -11,6 +11,7 @@ from diffusers import ModelMixin
 from blip3o.diffusion.base import Denoiser
 from blip3o.loading import check_keys, check_loading_info
 from blip3o.part import Part
+from blip3o.recomputing import recomputed
 
 
 class FromDiffusers(Part):
@@ -95,6 +96,10 @@ class DiffusersDenoiser(FromDiffusers, Denoiser):
     def latent_channels(self) -> int:
         """Channels of the latents."""
         return int(self.transformer.config.in_channels)
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Turns on diffusers' own."""
+        self.transformer.enable_gradient_checkpointing(recomputed)
 
     def check_latents(self, channels: int, height: int, width: int) -> None:
         """Raises a ValueError where the channels are others, or the patches do not tile the latents."""
