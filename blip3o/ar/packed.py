@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from blip3o.ar.cache import cache_argument, new_cache
+from blip3o.ar.cache import cache_argument, new_cache, state_arguments
 from blip3o.ar.rows_attention import NAME, attention_named
 
 Run = Callable[..., Any]
@@ -100,6 +100,35 @@ def check_packs(lm: PreTrainedModel) -> None:
         )
     if "position_ids" not in inspect.signature(type(decoder).forward).parameters:
         raise ValueError(f"{told}, which can not be told that positions start anew; set packing to false.")
+
+
+@torch.no_grad()
+def try_packing(lm: PreTrainedModel) -> None:
+    """Reads two short rows end to end, with the attention that the model has now.
+
+    Raises:
+        ValueError: if its states are others than apart.
+    """
+    decoder = lm.get_decoder()
+
+    def run(inputs: dict[str, Any], mask: Tensor | None, keep_layers: bool) -> Any:
+        named = {name: one for name, one in inputs.items() if name != "position_ids"}
+        return decoder(**named, **state_arguments(decoder, None, mask, inputs["position_ids"]))
+
+    ids = torch.tensor([[0, 0, 1, 2], [3, 2, 1, 0]], device=lm.device)
+    mask = torch.tensor([[False, True, True, True], [True] * 4], device=lm.device)
+    padded = {"input_ids": ids, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    training = lm.training
+    lm.eval()
+    outputs = run(padded, mask, False), run_packed(lm, run, padded, mask, False)
+    lm.train(training)
+    apart, packed = (one.last_hidden_state[mask].float() for one in outputs)
+    tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 5e-2
+    if not (packed - apart).abs().max() <= tolerance * apart.abs().max():
+        raise ValueError(
+            f"packing can not be used with model_type ({lm.config.model_type}), which reads rows that lie end to end "
+            "otherwise than apart; set packing to false."
+        )
 
 
 def _attends_fully(lm: PreTrainedModel) -> bool:

@@ -59,7 +59,7 @@ class JointModule(TrainingModule):
         packing: the AR model reads the rows of a batch end to end, without padding (`blip3o.ar.packed`). Losses and
             gradients are the same; where prompts differ in length it saves the time that padding takes.
         gradient_checkpointing: the AR model and the denoiser compute their activations again in the backward pass, in
-            place of keeping them. Losses and gradients are the same; it saves memory and takes about a third longer.
+            place of keeping them. Losses and gradients are the same; a second forward pass buys the memory.
 
     Where gradients are accumulated, each batch's mean weighs the same, packed or not. With `supervise` other than `all`
     every row has as many supervised tokens, so that this is the mean over all tokens of the accumulated batches.
