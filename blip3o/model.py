@@ -8,7 +8,6 @@ from functools import cached_property
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from blip3o.ar.base import ARBackbone, Sampling
@@ -27,7 +26,7 @@ from blip3o.prompts import PromptTemplate, SequenceBuilder, Supervise
 from blip3o.reading import as_generated, decoded_states, image_codes, prompt_states, sequence_states
 from blip3o.references import Told, projected_latents, read_references, told_embeds
 from blip3o.rendering import render, seen_references
-from blip3o.structures import IGNORE_INDEX, ARStates, Conditioning, Generated, ModelLosses, Rendered
+from blip3o.structures import ARStates, Conditioning, Generated, ModelLosses, Rendered
 from blip3o.tokenizers.base import ImageTokenizer
 
 DEFAULT_TEMPLATE = PromptTemplate()
@@ -146,6 +145,7 @@ class Blip3oNext(Part):
         rendered_rows: Tensor | slice = slice(None),
         dropped: Tensor | None = None,
         hidden_references: Tensor | None = None,
+        packing: bool = False,
         generator: Generators = None,
     ) -> ModelLosses:
         """Cross-entropy of the image tokens and the diffusion head's losses, from one AR pass.
@@ -169,6 +169,7 @@ class Blip3oNext(Part):
                 unless `hidden_references` says other, in place of the references' latents after it.
             hidden_references: (R,) bool, rows whose references the diffusion head does not see, with zeros in place of
                 their latents after the condition and in noise space; the AR model is told of them all the same.
+            packing: read the rows end to end, without padding, for an AR model that passes its `check_packing`.
             generator: source of noise and timesteps, one or one for each of the R rows.
 
         Raises:
@@ -182,11 +183,11 @@ class Blip3oNext(Part):
         told = self._told(references if token_references is None else token_references)
         if self.bridge.needs_tokens:
             codes = image_codes(self.tokenizer, images if token_images is None else token_images, image_ids)
-            states, cross_entropy, num_tokens = self._taught(captions, codes, supervise, told)
+            states, cross_entropy, num_tokens = self._taught(captions, codes, supervise, told, packing)
         else:
             if len(captions) != len(target):
                 raise ValueError(f"captions ({len(captions)}) and images ({len(target)}) must have one length.")
-            states = self._asked(captions, told, known_words=True)
+            states = self._asked(captions, told, known_words=True, packed=packing)
             cross_entropy = num_tokens = torch.zeros((), device=target.device)
         states = states[rendered_rows]
         if dropped is not None:
@@ -340,35 +341,34 @@ class Blip3oNext(Part):
             )
 
     def _taught(
-        self, captions: Sequence[str], image_ids: Tensor, supervise: Supervise, told: Told
+        self, captions: Sequence[str], image_ids: Tensor, supervise: Supervise, told: Told, packed: bool
     ) -> tuple[ARStates, Tensor, Tensor]:
         """What the bridge reads of sequences with their image tokens (B, N), the summed cross-entropy and its count."""
         sequences = self.sequences.training(captions, image_ids, supervise, references=told.ids)
         vocabulary = self.sequences.vocabulary
         first = vocabulary.first_code if supervise == "image" else 0
-        labels = F.pad(sequences.labels[:, 1:], (0, 1), value=IGNORE_INDEX)
-        # A padding position predicts nothing: the first token of a row is given, whatever the padding.
-        scored = (labels != IGNORE_INDEX) & sequences.attention_mask
-        output = self.ar(
+        scored, targets = sequences.next_tokens()
+        output, cross_entropy = self.ar.cross_entropy(
             sequences.input_ids,
             sequences.attention_mask,
-            logits_for=(first, vocabulary.size),
-            logits_at=scored,
+            targets=targets,
+            targets_at=scored,
+            ids=(first, vocabulary.size),
             inputs_embeds=told_embeds(
                 self.ar, self.reference_features, sequences.input_ids, sequences.reference_mask, told
             ),
             layers=self.bridge.ar_layers or None,
             images=told.images,
+            packed=packed,
         )
-        cross_entropy = F.cross_entropy(output.logits.float(), labels[scored] - first, reduction="sum")
         states = sequence_states(self.bridge, self.tokenizer, output, sequences.condition_mask, image_ids)
         return states, cross_entropy, scored.sum()
 
-    def _asked(self, captions: Sequence[str], told: Told, *, known_words: bool = False) -> ARStates:
+    def _asked(self, captions: Sequence[str], told: Told, known_words: bool = False, packed: bool = False) -> ARStates:
         """What the bridge reads of prompts alone."""
         prompts = self.sequences.prompts(captions, references=told.ids, known_words=known_words)
         ids, mask = (t.to(self.device) for t in prompts)
-        return prompt_states(self.ar, self.bridge, ids, mask, self._prompt_embeds(ids, told), told.images)
+        return prompt_states(self.ar, self.bridge, ids, mask, self._prompt_embeds(ids, told), told.images, packed)
 
     def _told(self, images: Tensor | None) -> Told:
         """What the AR model is told of reference images (B, R, 3, h, w)."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from einops import repeat
@@ -66,6 +68,7 @@ def prompt_states(
     attention_mask: Tensor,
     inputs_embeds: Tensor | None = None,
     images: Tensor | None = None,
+    packed: bool = False,
 ) -> ARStates:
     """States at the prompts, or at the bridge's queries after them, from one pass that decodes nothing.
 
@@ -76,13 +79,15 @@ def prompt_states(
         attention_mask: (B, T) bool, False at padding.
         inputs_embeds: (B, T, H) input embeddings in place of those of the ids.
         images: (B, R, 3, h, w) in [-1, 1], reference images, for an AR model that reads them itself.
+        packed: read the rows end to end, without padding.
 
     Returns:
         hidden (B, T, H), zero at padding, and the mask; or hidden (B, num_queries, H), which all count.
     """
-    asked = bridge.ar_layers or None
+    asked: dict[str, Any] = {"layers": bridge.ar_layers or None, "images": images}
+    asked |= {"packed": True} if packed else {}
     if bridge.queries is None:
-        output = ar(input_ids, attention_mask, inputs_embeds=inputs_embeds, layers=asked, images=images)
+        output = ar(input_ids, attention_mask, inputs_embeds=inputs_embeds, **asked)
         # What stands at padding is the backbone's own affair, even infinite; an attention that weighs it with 0 must
         # not see it.
         hidden = output.hidden.masked_fill(~attention_mask[..., None], 0.0)
@@ -95,8 +100,7 @@ def prompt_states(
         F.pad(input_ids, (0, count)),  # their embeddings are the queries
         F.pad(attention_mask, (0, count), value=True),
         inputs_embeds=torch.cat([embeds, queries], dim=1),
-        layers=asked,
-        images=images,
+        **asked,
     )
     return ARStates(output.hidden[:, -count:], layers=None if output.layers is None else output.layers[:, :, -count:])
 

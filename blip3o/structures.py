@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 IGNORE_INDEX = -100
@@ -52,6 +53,15 @@ class Sequences:
     labels: Tensor
     condition_mask: Tensor
     reference_mask: Tensor
+
+    def next_tokens(self) -> tuple[Tensor, Tensor]:
+        """What is learnt: positions (B, T) bool whose next token is supervised, and the ids (P,) of these tokens.
+
+        A padding position predicts nothing: the first token of a row is given, whatever the padding.
+        """
+        following = F.pad(self.labels[:, 1:], (0, 1), value=IGNORE_INDEX)
+        at = (following != IGNORE_INDEX) & self.attention_mask
+        return at, following[at]
 
     def to(self, device: torch.device | str) -> Sequences:
         """The same sequences on another device."""

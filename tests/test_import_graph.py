@@ -12,7 +12,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "blip3o"
 FAMILIES = ("tokenizers", "ar", "bridge", "diffusion")
-SHARED = ("structures", "part", "loading", "attention")
+SHARED = ("structures", "part", "loading", "attention", "recomputing")
 
 
 def module_name(path: Path) -> str:
@@ -75,7 +75,7 @@ def test_a_family_imports_itself_and_what_all_share_alone(family: str) -> None:
     ("sources", "allowed"),
     [
         (("structures",), ()),
-        (("part", "loading", "pixels", "images"), ()),
+        (("part", "loading", "recomputing", "pixels", "images"), ()),
         (("attention",), ("part",)),
         (("shapes",), ("shapes",)),
         (("prompts",), ("structures", "ar")),
@@ -83,7 +83,10 @@ def test_a_family_imports_itself_and_what_all_share_alone(family: str) -> None:
         (("reference_images",), ("structures", "pixels", "diffusion")),
         (("rendering",), ("structures", "model", *FAMILIES)),  # the model by name alone
         (("model",), ("structures", "part", "prompts", "references", "reading", "fitting", "rendering", *FAMILIES)),
-        (("checkpoints.folder", "checkpoints.tensors"), ("part", "prompts", "model", "checkpoints", *FAMILIES)),
+        (
+            ("checkpoints.folder", "checkpoints.tensors"),
+            ("part", "loading", "prompts", "model", "checkpoints", *FAMILIES),
+        ),
         (("checkpoints.published",), ("loading", "model", "pipeline", "checkpoints", *FAMILIES)),
     ],
     ids=lambda names: "+".join(names),

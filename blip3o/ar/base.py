@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -130,6 +131,7 @@ class ARBackbone(Part):
         inputs_embeds: Tensor | None = None,
         layers: Sequence[int] | None = None,
         images: Tensor | None = None,
+        packed: bool = False,
     ) -> AROutput:
         """Hidden states of sequences, and logits where they are asked for.
 
@@ -143,10 +145,69 @@ class ARBackbone(Part):
                 negative ones count from the end, -1 being `hidden` itself, after the final norm.
             images: (B, R, 3, h, w) in [-1, 1], the reference images whose `image_ids` the sequences hold; only for a
                 backbone that `reads_images`.
+            packed: read the rows end to end, without their padding, at which states are then zero; only for a backbone
+                that passes `check_packing`, and others need no such argument.
 
         Raises:
             ValueError: if the sequences are longer than the context, or the images do not fit them.
         """
+
+    def cross_entropy(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        targets: Tensor,
+        targets_at: Tensor,
+        ids: tuple[int, int],
+        inputs_embeds: Tensor | None = None,
+        layers: Sequence[int] | None = None,
+        images: Tensor | None = None,
+        packed: bool = False,
+    ) -> tuple[AROutput, Tensor]:
+        """A pass over whole sequences, and the cross-entropy of what they are to go on with, summed.
+
+        Args:
+            input_ids: (B, T) int64.
+            attention_mask: (B, T) bool, False at (left) padding; None for no padding.
+            targets: (P,) int64 in the range `ids`, the ids that follow.
+            targets_at: (B, T) bool, the P positions that they follow.
+            ids: range of the ids that compete.
+            inputs_embeds: as for `forward`, as are the rest.
+            layers: whose hidden states are returned too.
+            images: reference images.
+            packed: read the rows end to end.
+
+        Returns:
+            The output without logits, and a scalar in float32.
+        """
+        more = {"packed": True} if packed else {}
+        output = self(
+            input_ids,
+            attention_mask,
+            logits_for=ids,
+            logits_at=targets_at,
+            inputs_embeds=inputs_embeds,
+            layers=layers,
+            images=images,
+            **more,
+        )
+        loss = F.cross_entropy(output.logits.float(), targets - ids[0], reduction="sum")
+        return replace(output, logits=None), loss
+
+    def check_packing(self) -> None:
+        """Raises a ValueError unless `packed` can be asked for."""
+        raise ValueError(f"packing can not be used with {type(self).__name__}, which has none; set packing to false.")
+
+    def enable_gradient_checkpointing(self) -> None:
+        """From now on training computes activations again in the backward pass, in place of keeping them.
+
+        Raises:
+            ValueError: if the backbone can not.
+        """
+        raise ValueError(
+            f"gradient_checkpointing can not be used with {type(self).__name__}, which has none; set it to false."
+        )
 
     @abstractmethod
     def generate(

@@ -14,12 +14,14 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from blip3o.ar.attention import TransformersAttention, first_kernel
-from blip3o.ar.base import ARBackbone, Sampling
+from blip3o.ar.base import Sampling
 from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, rewindable_cache, state_arguments
 from blip3o.ar.configs import resolve_config, without_notes
 from blip3o.ar.jacobi import decode_jacobi
 from blip3o.ar.lean import LeanStep, fits
+from blip3o.ar.learning import TransformersLearning
 from blip3o.ar.logits import read_logit_shape
+from blip3o.ar.packed import run_packed
 from blip3o.ar.sequential import decode_sequentially
 from blip3o.ar.start import Wanted, read_prompts, with_negative
 from blip3o.ar.steps import LibraryStep, Step, stack_layers
@@ -31,7 +33,7 @@ from blip3o.loading import check_loading_info
 from blip3o.structures import AROutput, Generated
 
 
-class CausalLM(TransformersAttention, ARBackbone):
+class CausalLM(TransformersAttention, TransformersLearning):
     """A transformers causal LM whose vocabulary is extended by image tokens.
 
     Args:
@@ -192,6 +194,7 @@ class CausalLM(TransformersAttention, ARBackbone):
         inputs_embeds: Tensor | None = None,
         layers: Sequence[int] | None = None,
         images: Tensor | None = None,
+        packed: bool = False,
     ) -> AROutput:
         """Hidden states of sequences, and logits over the ids asked for at the positions asked for."""
         if input_ids.shape[1] > self.context_length:
@@ -201,7 +204,8 @@ class CausalLM(TransformersAttention, ARBackbone):
             )
         self.use_attention()
         inputs = self._inputs(input_ids, attention_mask, inputs_embeds, images)
-        output = self._run(inputs, attention_mask, keep_layers=bool(layers))
+        run = partial(run_packed, self.lm, self._run) if packed else self._run
+        output = run(inputs, attention_mask, keep_layers=bool(layers))
         hidden, kept = output.last_hidden_state, stack_layers(output.hidden_states, layers)
         if logits_for is None:
             return AROutput(hidden, layers=kept)

@@ -29,6 +29,10 @@ class LogitShape:
             products = products * self.factor
         return products if self.cap is None else self.cap * torch.tanh(products / self.cap)
 
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """Derivative of the logits by the head's products, of the logits themselves."""
+        return self.factor if self.cap is None else self.factor * (1 - (logits / self.cap).square())
+
 
 @torch.compiler.disable
 @torch.no_grad()

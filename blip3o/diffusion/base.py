@@ -143,6 +143,16 @@ class Denoiser(Part):
             grid: rows and columns of the image tokens that the positions are; None where they are something else.
         """
 
+    def enable_gradient_checkpointing(self) -> None:
+        """From now on training computes activations again in the backward pass, in place of keeping them.
+
+        Raises:
+            ValueError: if the denoiser can not.
+        """
+        raise ValueError(
+            f"gradient_checkpointing can not be used with {type(self).__name__}, which has none; set it to false."
+        )
+
     @abstractmethod
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts what the objective asks for.

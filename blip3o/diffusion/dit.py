@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from blip3o.attention import AttentionSetting, check_attention
 from blip3o.diffusion.attention import TorchAttention
 from blip3o.diffusion.base import Denoiser
+from blip3o.recomputing import recomputed
 from blip3o.structures import Conditioning
 
 
@@ -69,6 +70,7 @@ class DiT(TorchAttention, Denoiser):
         self.embed_cond = nn.Linear(cond_dim, width)
         self.embed_sigma = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.gradient_checkpointing = False
         self.blocks = nn.ModuleList(DiTBlock(width, num_heads, mlp_ratio) for _ in range(depth))
         self.norm_out = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.modulation_out = nn.Linear(width, 2 * width)
@@ -133,6 +135,10 @@ class DiT(TorchAttention, Denoiser):
                 "to the tokenizer's grid where a cell has one token, or to None."
             )
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Every block's activations are computed again."""
+        self.gradient_checkpointing = True
+
     def forward(self, latents: Tensor, sigma: Tensor, conditioning: Conditioning) -> Tensor:
         """Predicts (B, c, h, w) from noisy latents, noise levels (B,) and a condition.
 
@@ -152,9 +158,10 @@ class DiT(TorchAttention, Denoiser):
         mask = None if conditioning.mask is None else conditioning.mask[:, None, None, :]
         time = self.embed_sigma(sinusoids(sigma * 1000, x.shape[-1]).to(self.modulation_out.weight.dtype))
         modulation = rearrange(self.modulation(time), "b (six d) -> six b 1 d", six=6)
+        keeps = not (self.gradient_checkpointing and torch.is_grad_enabled())
         with self.attention_context(mask):
             for block in self.blocks:
-                x = block(x, cond, mask, modulation)
+                x = block(x, cond, mask, modulation) if keeps else recomputed(block, x, cond, mask, modulation)
         shift, scale = self.modulation_out(F.silu(time))[:, None].chunk(2, dim=-1)
         x = self.embed_out(self.norm_out(x) * (1 + scale) + shift)
         return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // p, p=p, q=p)

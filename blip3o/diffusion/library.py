@@ -15,6 +15,7 @@ from blip3o.diffusion.attention import TorchAttention
 from blip3o.diffusion.base import Denoiser
 from blip3o.loading import check_keys, check_loading_info
 from blip3o.part import Part
+from blip3o.recomputing import recomputed
 
 
 class FromDiffusers(Part):
@@ -116,6 +117,10 @@ class DiffusersDenoiser(FromDiffusers, TorchAttention, Denoiser):
         """What the transformer predicts of its own `inputs`, with the kernel that the setting and `mask` allow."""
         with self.attention_context(mask):
             return self.transformer(**inputs, return_dict=False)[0]
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Turns on diffusers' own."""
+        self.transformer.enable_gradient_checkpointing(recomputed)
 
     def check_latents(self, channels: int, height: int, width: int) -> None:
         """Raises a ValueError where the channels are others, or the patches do not tile the latents."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from blip3o.ar.base import Sampling
 from blip3o.checkpoints import load_all_weights
 from blip3o.data.shards import EncodedIndex
-from blip3o.diffusion.base import Codec
+from blip3o.diffusion.base import Codec, Denoiser
 from blip3o.diffusion.guidance import Interval
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import GenerationDefaults, check_settings
@@ -60,10 +60,18 @@ class JointModule(TrainingModule):
         image_guidance_scale: guidance by reference images in validation and prediction, see `Blip3oPipeline.__call__`.
         guidance_interval: noise levels (low, high) that are guided in validation and prediction; all when None.
         step_cache: the denoiser's skipping of blocks in validation and prediction, see `Blip3oPipeline.__call__`.
+        packing: the AR model reads the rows of a batch end to end, without padding (`blip3o.ar.packed`). Losses and
+            gradients are the same; where prompts differ in length it saves the time that padding takes.
+        gradient_checkpointing: the AR model and the denoiser compute their activations again in the backward pass, in
+            place of keeping them. Losses and gradients are the same; a second forward pass buys the memory.
+
+    Where gradients are accumulated, each batch's mean weighs the same, packed or not. With `supervise` other than `all`
+    every row has as many supervised tokens, so that this is the mean over all tokens of the accumulated batches.
 
     Raises:
         ValueError: if `weights` names a part that the model lacks or a source that does not fit it, if `trainable`
-            holds a pattern without a match or one that matches what stays frozen, or if a number is out of range.
+            holds a pattern without a match or one that matches what stays frozen, if a part can not do `packing` or
+            `gradient_checkpointing`, or if a number is out of range.
     """
 
     def __init__(
@@ -87,6 +95,8 @@ class JointModule(TrainingModule):
         image_guidance_scale: float | None = None,
         guidance_interval: Interval | None = None,
         step_cache: float | None = None,
+        packing: bool = False,
+        gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(optimization, seed)
         if render_every < 1:
@@ -101,6 +111,11 @@ class JointModule(TrainingModule):
         self.model.diffusion.check_rendering(guidance_interval=guidance_interval, step_cache=step_cache)
         load_all_weights(self.model, weights)
         _choose_trainable(self.model, trainable)
+        self.packing = packing
+        if packing:
+            self.model.ar.check_packing()
+        if gradient_checkpointing:
+            _enable_gradient_checkpointing(self.model)
         self.cross_entropy_weight = cross_entropy_weight
         self.flow_weight = flow_weight
         self.supervise: Supervise = supervise
@@ -149,6 +164,7 @@ class JointModule(TrainingModule):
                 rendered_rows=rows,
                 dropped=dropped,
                 hidden_references=hidden,
+                packing=self.packing,
                 generator=row_generators(self.seed, chosen, "noise", self.device),
             )
         # Gradients are averaged over processes, so each divides its sums by the mean count.
@@ -168,7 +184,13 @@ class JointModule(TrainingModule):
         generator = row_generators(self.seed, index, "validation", self.device)
         rows = torch.arange(len(index), device=index.device)
         losses = mixed_losses(
-            self.model, batch, batch["caption"], supervise=self.supervise, rendered_rows=rows, generator=generator
+            self.model,
+            batch,
+            batch["caption"],
+            supervise=self.supervise,
+            rendered_rows=rows,
+            packing=self.packing,
+            generator=generator,
         )
         values = {
             f"{stage}/cross_entropy": losses.cross_entropy / losses.num_tokens.clamp(min=1),
@@ -209,3 +231,11 @@ def _choose_trainable(model: Blip3oNext, patterns: list[str] | None) -> None:
     for target in targets:
         target.requires_grad_(False)
     model.train()
+
+
+def _enable_gradient_checkpointing(model: Blip3oNext) -> None:
+    """Of the AR model and the denoisers; a head without one keeps what it keeps."""
+    model.ar.enable_gradient_checkpointing()
+    for module in model.diffusion.modules():
+        if isinstance(module, Denoiser):
+            module.enable_gradient_checkpointing()

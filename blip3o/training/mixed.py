@@ -48,6 +48,7 @@ def mixed_losses(
     rendered_rows: Tensor,
     dropped: Tensor | None = None,
     hidden_references: Tensor | None = None,
+    packing: bool = False,
     generator: Sequence[torch.Generator],
 ) -> ModelLosses:
     """`Blip3oNext.losses` of a batch that may hold edits.
@@ -61,6 +62,7 @@ def mixed_losses(
         rendered_rows: (R,) int64, ascending, rows that train the diffusion head.
         dropped: (R,) bool, rows whose condition is replaced by the null condition.
         hidden_references: (R,) bool, rows whose references, if any, the diffusion head does not see.
+        packing: read the rows of a pass end to end, without padding.
         generator: one for each of the R rows.
 
     Returns:
@@ -81,6 +83,7 @@ def mixed_losses(
             rendered_rows=torch.searchsorted(rows, rendered_rows[chosen]),
             dropped=None if dropped is None else dropped[chosen],
             hidden_references=None if hidden_references is None else hidden_references[chosen],
+            packing=packing,
             generator=[generator[number] for number in chosen.tolist()],
         )
         parts.append(losses)

@@ -21,6 +21,9 @@ CAPTIONS = ("a red circle", "two blue squares left of a green triangle", "circle
 GREEDY = Sampling(temperature=0.0)
 
 
+_by_contract = ARBackbone.cross_entropy
+
+
 class ARBackboneContract:
     """Inherit, name the class `Test...` and give `backbone()`."""
 
@@ -81,6 +84,22 @@ class ARBackboneContract:
         at[0, -1] = at[1, 2] = True
         some = backbone(ids, mask, logits_for=(3, 8), logits_at=at).logits
         torch.testing.assert_close(some, torch.stack([every[0, -1, 3:8], every[1, 2, 3:8]]), rtol=1e-4, atol=1e-5)
+
+    def test_cross_entropy_is_that_of_its_logits(self) -> None:
+        """Also as the contract itself computes it, for a backbone that says nothing of it."""
+        backbone = self.ready()
+        assert backbone.vocabulary is not None
+        ids, mask = self.prompts(backbone)
+        at = mask & (torch.arange(ids.shape[1]) % 2 == 1)
+        first, last = 3, backbone.vocabulary.size - 1
+        targets = torch.arange(int(at.sum())) % (last - first) + first
+        given = {"targets": targets, "targets_at": at, "ids": (first, last), "layers": [1]}
+        expected = backbone(ids, mask, logits_for=(first, last), logits_at=at, layers=[1])
+        loss = F.cross_entropy(expected.logits, targets - first, reduction="sum")
+        for output, own in (backbone.cross_entropy(ids, mask, **given), _by_contract(backbone, ids, mask, **given)):
+            torch.testing.assert_close(own, loss, rtol=1e-5, atol=1e-5)
+            assert output.logits is None and torch.equal(output.hidden, expected.hidden)
+            assert torch.equal(output.layers, expected.layers)
 
     @pytest.mark.parametrize("captions", [CAPTIONS[:1], CAPTIONS], ids=["one row", "left-padded rows"])
     @pytest.mark.parametrize(
