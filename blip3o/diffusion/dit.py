@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence, Set
 
 import torch
@@ -13,6 +12,8 @@ from torch import Tensor, nn
 from blip3o.attention import AttentionSetting, check_attention
 from blip3o.diffusion.attention import TorchAttention
 from blip3o.diffusion.base import Denoiser
+from blip3o.diffusion.condition_grid import ConditionGrid
+from blip3o.diffusion.sinusoids import sincos_2d, sinusoids
 from blip3o.recomputing import recomputed
 from blip3o.structures import Conditioning
 
@@ -65,7 +66,6 @@ class DiT(TorchAttention, Denoiser):
         self._cond_dim = cond_dim
         self._head_size = width // num_heads
         self.patch_size = patch_size
-        self.cond_grid = cond_grid
         self.embed_in = nn.Linear(latent_channels * patch_size**2, width)
         self.embed_cond = nn.Linear(cond_dim, width)
         self.embed_sigma = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
@@ -78,11 +78,7 @@ class DiT(TorchAttention, Denoiser):
         self.latent_positions: Tensor
         places = sincos_2d(rows // patch_size, columns // patch_size, width)
         self.register_buffer("latent_positions", places, persistent=False)
-        self.cond_positions: Tensor | None
-        grid = sincos_2d(cond_grid, cond_grid, width) if cond_grid else None
-        self.register_buffer("cond_positions", grid, persistent=False)
-        self.reference_positions: Tensor
-        self.register_buffer("reference_positions", sincos_2d(rows, rows, width), persistent=False)
+        self.condition_grid = None if cond_grid is None else ConditionGrid(cond_grid, width, reference_side=rows)
         for layer in (self.modulation[1], self.modulation_out, self.embed_out):
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)
@@ -120,20 +116,8 @@ class DiT(TorchAttention, Denoiser):
 
     def check_condition(self, num_positions: int | None, grid: tuple[int, int] | None = None) -> None:
         """Raises a ValueError where the condition is not the grid, with or without the scale token before it."""
-        cells = 0 if self.cond_positions is None else len(self.cond_positions)
-        if cells and num_positions not in (cells, cells + 1):
-            told = "a number of positions that varies" if num_positions is None else f"{num_positions} positions"
-            raise ValueError(
-                f"the condition has {told}, but cond_grid ({self.cond_grid}) needs {cells}, or one more for the scale "
-                "token; set cond_grid to the tokenizer's grid, or to None."
-            )
-        if cells and grid not in (None, (self.cond_grid, self.cond_grid)):
-            assert grid is not None
-            raise ValueError(
-                f"the condition is a grid of {grid[0]} x {grid[1]} image tokens, not the {self.cond_grid} x "
-                f"{self.cond_grid} of cond_grid ({self.cond_grid}), which would give them wrong places; set cond_grid "
-                "to the tokenizer's grid where a cell has one token, or to None."
-            )
+        if self.condition_grid is not None:
+            self.condition_grid.check(num_positions, grid)
 
     def enable_gradient_checkpointing(self) -> None:
         """Every block's activations are computed again."""
@@ -153,8 +137,8 @@ class DiT(TorchAttention, Denoiser):
         p, height = self.patch_size, latents.shape[2]
         x = self.embed_in(rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)) + self.latent_positions
         cond = self.embed_cond(conditioning.embeds)
-        if self.cond_positions is not None:
-            cond = cond + self._places(cond.shape[1] - conditioning.num_appended, conditioning.num_appended)
+        if self.condition_grid is not None:
+            cond = cond + self.condition_grid(conditioning)
         mask = None if conditioning.mask is None else conditioning.mask[:, None, None, :]
         time = self.embed_sigma(sinusoids(sigma * 1000, x.shape[-1]).to(self.modulation_out.weight.dtype))
         modulation = rearrange(self.modulation(time), "b (six d) -> six b 1 d", six=6)
@@ -165,24 +149,6 @@ class DiT(TorchAttention, Denoiser):
         shift, scale = self.modulation_out(F.silu(time))[:, None].chunk(2, dim=-1)
         x = self.embed_out(self.norm_out(x) * (1 + scale) + shift)
         return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // p, p=p, q=p)
-
-    def _places(self, count: int, num_appended: int) -> Tensor:
-        """Sinusoids (count + num_appended, width): the grid at the end of the first, the latents' own at appended ones.
-
-        Appended positions that are no whole grids of latents have no place.
-        """
-        assert self.cond_positions is not None
-        if count < len(self.cond_positions):
-            raise ValueError(
-                f"the condition has {count} positions, but cond_grid ({self.cond_grid}) needs at least "
-                f"{len(self.cond_positions)}; set cond_grid to the tokenizer's grid, or to None."
-            )
-        places = F.pad(self.cond_positions, (0, 0, count - len(self.cond_positions), 0))
-        if num_appended == 0:
-            return places
-        grids, rest = divmod(num_appended, len(self.reference_positions))
-        own = F.pad(places[:0], (0, 0, 0, num_appended)) if rest else self.reference_positions.repeat(grids, 1)
-        return torch.cat([places, own])
 
 
 class DiTBlock(nn.Module):
@@ -229,17 +195,3 @@ class Attention(nn.Module):
         key, value = rearrange(self.key_value(context), "b t (two n d) -> two b n t d", two=2, n=self.num_heads)
         out = F.scaled_dot_product_attention(query, self.key_norm(key), value, attn_mask=mask)
         return self.out(rearrange(out, "b n t d -> b t (n d)"))
-
-
-def sinusoids(values: Tensor, width: int, max_period: float = 10000.0) -> Tensor:
-    """Cosines and sines of `values` (B,) at geometrically spaced frequencies: (B, width)."""
-    half = width // 2
-    frequencies = torch.exp(-math.log(max_period) * torch.arange(half, device=values.device) / half)
-    angles = values[:, None].float() * frequencies
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
-
-
-def sincos_2d(rows: int, columns: int, width: int) -> Tensor:
-    """Positions of a grid in raster order: (rows * columns, width), half of the width for each axis."""
-    down, across = (sinusoids(torch.arange(count), width // 2, max_period=100.0) for count in (rows, columns))
-    return torch.cat([down.repeat_interleave(columns, dim=0), across.repeat(rows, 1)], dim=-1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from diffusers import Lumina2Transformer2DModel
@@ -23,6 +24,7 @@ class Lumina2(DiffusersDenoiser):
         config: arguments of `diffusers.Lumina2Transformer2DModel`. `axes_lens` bounds the positions: the first number
             must exceed those of the condition.
         attention: see `DiffusersDenoiser`; there is no `flash`, for the network masks its condition in every case.
+        cond_grid: see `DiffusersDenoiser`.
     """
 
     library = Lumina2Transformer2DModel
@@ -41,8 +43,9 @@ class Lumina2(DiffusersDenoiser):
 
     def check_condition(self, num_positions: int | None, grid: tuple[int, int] | None = None) -> None:
         """Raises a ValueError where the condition is longer than the network has positions; one that varies passes."""
+        super().check_condition(num_positions, grid)
         if num_positions is not None:
-            self._check_lens(f"a condition of {num_positions} positions", [num_positions + 1, 0, 0])
+            self._check_counted(num_positions)
 
     @property
     def cached_blocks(self) -> Sequence[nn.Module]:
@@ -56,8 +59,8 @@ class Lumina2(DiffusersDenoiser):
             ValueError: if the condition or the latents have more positions than the network has.
         """
         self.check_latents(*latents.shape[1:])
-        self.check_condition(conditioning.embeds.shape[1])
-        embeds, mask = _counted_first(conditioning)
+        self._check_counted(conditioning.embeds.shape[1])
+        embeds, mask = _counted_first(replace(conditioning, embeds=self.placed(conditioning)))
         return -self.run(
             mask,
             hidden_states=latents.contiguous(),
@@ -65,6 +68,10 @@ class Lumina2(DiffusersDenoiser):
             encoder_hidden_states=embeds,
             encoder_attention_mask=mask,
         )
+
+    def _check_counted(self, num_positions: int) -> None:
+        """Raises a ValueError where a condition has more positions than the network."""
+        self._check_lens(f"a condition of {num_positions} positions", [num_positions + 1, 0, 0])
 
     def _check_lens(self, what: str, needed: list[int]) -> None:
         """Raises a ValueError where `axes_lens` has fewer than the `needed` positions along an axis."""

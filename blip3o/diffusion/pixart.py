@@ -26,6 +26,7 @@ class PixArt(DiffusersDenoiser):
     Args:
         config: arguments of `diffusers.PixArtTransformer2DModel`.
         attention: see `DiffusersDenoiser`.
+        cond_grid: see `DiffusersDenoiser`.
     """
 
     library = PixArtTransformer2DModel
@@ -53,7 +54,7 @@ class PixArt(DiffusersDenoiser):
         prediction = self.run(
             conditioning.mask,
             hidden_states=latents,
-            encoder_hidden_states=conditioning.embeds,
+            encoder_hidden_states=self.placed(conditioning),
             encoder_attention_mask=conditioning.mask,
             timestep=sigma * 1000,
             added_cond_kwargs=size,

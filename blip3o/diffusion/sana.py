@@ -17,6 +17,7 @@ class Sana(DiffusersDenoiser):
     Args:
         config: arguments of `diffusers.SanaTransformer2DModel`.
         attention: kernel of the cross-attention; see `DiffusersDenoiser`. That among the latents is linear.
+        cond_grid: see `DiffusersDenoiser`.
     """
 
     library = SanaTransformer2DModel
@@ -36,7 +37,7 @@ class Sana(DiffusersDenoiser):
         return self.run(
             conditioning.mask,
             hidden_states=latents,
-            encoder_hidden_states=conditioning.embeds,
+            encoder_hidden_states=self.placed(conditioning),
             encoder_attention_mask=conditioning.mask,
             timestep=sigma * 1000,
         )

@@ -27,12 +27,15 @@ class SD3(DiffusersDenoiser):
     Args:
         config: arguments of `diffusers.SD3Transformer2DModel`.
         attention: see `DiffusersDenoiser`.
+        cond_grid: see `DiffusersDenoiser`.
     """
 
     library = SD3Transformer2DModel
 
-    def __init__(self, config: dict[str, Any], attention: AttentionSetting = "auto") -> None:
-        super().__init__(config, attention)
+    def __init__(
+        self, config: dict[str, Any], attention: AttentionSetting = "auto", cond_grid: int | None = None
+    ) -> None:
+        super().__init__(config, attention, cond_grid)
         self.transformer.set_attn_processor(MaskedJointAttention())
         self.pooled_proj = nn.Linear(self.cond_dim, self.transformer.config.pooled_projection_dim)
         nn.init.zeros_(self.pooled_proj.weight)
@@ -65,7 +68,7 @@ class SD3(DiffusersDenoiser):
         return self.run(
             mask,
             hidden_states=latents,
-            encoder_hidden_states=embeds,
+            encoder_hidden_states=self.placed(conditioning),
             pooled_projections=self.pooled_proj(_mean(embeds, mask)),
             timestep=sigma * 1000,
             joint_attention_kwargs=None if mask is None else {"attention_mask": mask},

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cosine_similarity
 
 from blip3o.diffusion import DiT
-from blip3o.diffusion.dit import sincos_2d
+from blip3o.diffusion.sinusoids import sincos_2d
 from blip3o.structures import Conditioning
 from tests.diffusion.contract import DenoiserContract, condition
 from tests.tiny import rebuilt, tiny_dit, tiny_head
