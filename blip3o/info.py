@@ -138,13 +138,14 @@ def print_model_info(name: str, devices: int = 8, *, trust_remote_code: bool = F
     Raises:
         ValueError: if there is no such model, or its configuration does not build.
     """
-    from blip3o.checkpoints import describe_model
+    from blip3o.checkpoints import CONFIG_NAME, describe_model
     from blip3o.training.joint import JointModule
     from blip3o.training.optimization import state_size
 
-    model, generation = describe_model(find_model(name), trust_remote_code=trust_remote_code)
+    folder = find_model(name)
+    model, generation = describe_model(folder, trust_remote_code=trust_remote_code)
     module = JointModule(model)
-    defaults = GenerationDefaults(**generation)
+    defaults = GenerationDefaults.stored(generation, folder / CONFIG_NAME)
     console = Console()
     _print_parts(console, f"model {name}", describe_parts(model))
     _print_image_cost(console, model, defaults)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -92,16 +92,14 @@ class Blip3oPipeline:
         check_device(device)
         folder = find_model(name_or_path)
         model, generation = load_model(folder, trust_remote_code=trust_remote_code)
-        unknown = sorted(generation.keys() - {field.name for field in fields(GenerationDefaults)})
-        if unknown:
-            raise ValueError(f"generation in {folder / CONFIG_NAME} holds unknown settings {unknown}; remove them.")
+        defaults = GenerationDefaults.stored(generation, folder / CONFIG_NAME)
         if attention is not None:
             set_attention(model, attention, torch.device(device), dtype)
         exact = [(codec, copy.deepcopy(codec.state_dict())) for codec in _codecs(model) if codec_dtype is not None]
         model.to(device, dtype)
         for codec, state in exact:  # not by way of `dtype`, which would have rounded it
             codec.to(dtype=codec_dtype).load_state_dict(state)
-        return cls(model, replace(GenerationDefaults(), **generation))
+        return cls(model, defaults)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the model as `torch.nn.Module.to` does; returns the pipeline."""

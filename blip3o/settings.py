@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 from blip3o.ar.base import Decoding, Sampling
@@ -49,14 +51,25 @@ class GenerationDefaults:
         if isinstance(interval, list):
             object.__setattr__(self, "guidance_interval", tuple(interval))
 
+    @classmethod
+    def stored(cls, settings: Mapping[str, Any], where: str | Path) -> GenerationDefaults:
+        """The settings that `where` holds.
+
+        Raises:
+            ValueError: if it holds unknown ones.
+        """
+        unknown = sorted(settings.keys() - {field.name for field in fields(cls)})
+        if unknown:
+            raise ValueError(f"generation in {where} holds unknown settings {unknown}; remove them.")
+        return cls(**settings)
+
     def given(self) -> dict[str, Any]:
-        """The settings as they are recorded: without those that are None, and those of a decoding not used.
+        """The settings that are not None, as they are stored and recorded.
 
         They are plain numbers and strings, and a list of two for an interval.
         """
-        unused = ("decoding", "jacobi_window") if self.decoding == "sequential" else ()
         plain = {name: list(value) if isinstance(value, tuple) else value for name, value in vars(self).items()}
-        return {name: value for name, value in plain.items() if value is not None and name not in unused}
+        return {name: value for name, value in plain.items() if value is not None}
 
     def updated(self, **settings: Any) -> GenerationDefaults:
         """These settings with others in place of some; where one is None, it stays."""

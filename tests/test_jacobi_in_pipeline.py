@@ -11,13 +11,15 @@ import torch
 import yaml
 from PIL import Image
 
-from blip3o import Blip3oPipeline
+from blip3o import Blip3oNext, Blip3oPipeline
 from blip3o.ar import Sampling
+from blip3o.bridge import MLPBridge
 from blip3o.cli import main
 from blip3o.images import read_settings
 from blip3o.pipeline import GenerationDefaults
 from blip3o.training.joint import JointModule
-from tests.tiny import generators
+from tests.ar.backbones import causal
+from tests.tiny import PLAIN, generators, tiny_head, tiny_tokenizer
 
 PROMPTS = ["a red circle left of a blue square", "two green triangles", "a circle"]
 
@@ -53,7 +55,7 @@ def test_a_model_folder_holds_it_where_it_is_the_default(tiny_pipe: Blip3oPipeli
     assert Blip3oPipeline.from_pretrained(folder).defaults == defaults
     plain = tiny_pipe.save_pretrained(tmp_path / "plain")
     stored = yaml.safe_load((plain / "config.yaml").read_text())["generation"]
-    assert not {"decoding", "jacobi_window"} & stored.keys(), "folders stay as they were"
+    assert stored["decoding"] == "sequential"
 
 
 def test_the_command_tells_what_was_used(tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -66,7 +68,7 @@ def test_the_command_tells_what_was_used(tiny_folder: Path, tmp_path: Path, caps
     again = pipe(settings.pop("prompt"), generator=[generator], **settings).images[0]
     assert np.array_equal(np.asarray(again), np.asarray(Image.open(path)))
     assert main([*command, "--output", str(tmp_path / "b.png"), "--jacobi_window", "4"]) == 0
-    assert not {"decoding", "jacobi_window"} & read_settings(tmp_path / "b.png").keys()
+    assert read_settings(tmp_path / "b.png")["decoding"] == "sequential"
     capsys.readouterr()
     for wrong, told in (
         (["--decoding", "parallel"], "decoding ('parallel') must be one of ['sequential', 'jacobi']"),
@@ -79,3 +81,17 @@ def test_the_command_tells_what_was_used(tiny_folder: Path, tmp_path: Path, caps
 def test_training_settings_pass_it_on(tiny_pipe: Blip3oPipeline) -> None:
     module = JointModule(tiny_pipe.model, sampling=Sampling(top_k=0, decoding="jacobi", jacobi_window=4))
     assert module.generation_defaults.sampling == Sampling(top_k=0, decoding="jacobi", jacobi_window=4)
+
+
+def test_what_was_used_is_recorded_where_the_model_decodes_otherwise_by_itself() -> None:
+    """Settings over a model's own, recorded and laid over them again, are the same settings."""
+    own = GenerationDefaults(decoding="jacobi", jacobi_window=4)
+    used = own.updated(decoding="sequential")
+    assert own.updated(**used.given()) == used
+    assert GenerationDefaults.stored(GenerationDefaults(jacobi_window=4).given(), "x").jacobi_window == 4
+
+
+def test_a_model_that_can_take_nothing_back_is_refused_before_it_trains() -> None:
+    model = Blip3oNext(tiny_tokenizer(), causal("mamba2"), MLPBridge, tiny_head(), PLAIN)
+    with pytest.raises(ValueError, match=r"decoding \('jacobi'\) takes back .* model_type \(mamba2\)"):
+        JointModule(model, sampling=Sampling(decoding="jacobi"))

@@ -195,6 +195,9 @@ class ARBackbone(Part):
         loss = F.cross_entropy(output.logits.float(), targets - ids[0], reduction="sum")
         return replace(output, logits=None), loss
 
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raises a ValueError where `generate` could not draw tokens so, whatever the prompt."""
+
     def check_packing(self) -> None:
         """Raises a ValueError unless `packed` can be asked for."""
         raise ValueError(f"packing can not be used with {type(self).__name__}, which has none; set packing to false.")

@@ -11,9 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    DummyLayer,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
 CACHE_ARGUMENTS = ("past_key_values", "cache_params")
+_REWINDABLE = (DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
 _TOKENS, _PADDING = 4, 3  # of the rows that `leaves_out_padding` reads
 
 Read = Callable[[Tensor, Tensor, DynamicCache | None], Tensor]
@@ -22,6 +28,11 @@ Read = Callable[[Tensor, Tensor, DynamicCache | None], Tensor]
 def new_cache(config: PreTrainedConfig) -> DynamicCache:
     """An empty cache with the layers of a model: full or sliding attention, linear attention, state space."""
     return DynamicCache(config=config)
+
+
+def rewinds(config: PreTrainedConfig) -> bool:
+    """Whether every layer of a model keeps keys and values alone, its own or those of another layer."""
+    return all(type(layer) in _REWINDABLE for layer in new_cache(config).layers)
 
 
 def rewindable_cache(config: PreTrainedConfig) -> DynamicCache:
@@ -33,12 +44,12 @@ def rewindable_cache(config: PreTrainedConfig) -> DynamicCache:
         ValueError: if a layer keeps anything else, such as a recurrent state, which can not be taken back.
     """
     cache = new_cache(config)
-    if any(type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+    if not rewinds(config):
         raise ValueError(
             f"decoding ('jacobi') takes back what a model read, but model_type ({config.model_type}) keeps a state "
             "from which nothing can be taken back; set decoding to 'sequential', or choose a model of attention alone."
         )
-    cache.layers = [DynamicLayer() for _ in cache.layers]
+    cache.layers = [layer if type(layer) is DummyLayer else DynamicLayer() for layer in cache.layers]
     return cache
 
 

@@ -228,6 +228,11 @@ class CausalLM(TransformersAttention, TransformersLearning):
     ) -> Generated:
         """Decodes image tokens with the model's cache; hidden states and log-probabilities are kept as they come."""
         vocabulary = self._extended()
+        if self.lm.training and self.lm.is_gradient_checkpointing:
+            raise ValueError(
+                "the model is in training mode with gradient_checkpointing, in which transformers' layers forget what "
+                "they have read; call eval() before generating."
+            )
         self.use_attention()
         rows, several = len(input_ids), sampling.decoding == "jacobi"
         if token_guidance_scale != 1.0:
@@ -266,6 +271,11 @@ class CausalLM(TransformersAttention, TransformersLearning):
                 self._run, head, start.cache, start.attention_mask, start.position, keep_layers=bool(layers)
             )
         return decode_sequentially(step, lambda hidden: self._logit_shape(step.scores(hidden)), start, wanted)
+
+    def check_sampling(self, sampling: Sampling) -> None:
+        """Raises a ValueError where Jacobi decoding is asked for and nothing that the model read can be taken back."""
+        if sampling.decoding == "jacobi":
+            rewindable_cache(self.lm.config)
 
     def _products(self, hidden: Tensor, ids: tuple[int, int]) -> Tensor:
         """The head's products (..., ids) of last hidden states (..., H), over a range of ids alone."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -74,12 +75,21 @@ class TransformersLearning(ARBackbone):
                 f"gradient_checkpointing can not be used with model_type ({self.lm.config.model_type}), for which "
                 "transformers has none; set it to false."
             )
-        config = self.lm.get_decoder().config
-
-        def contexts() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-            return same_kernels(partial(attention_named, config, config._attn_implementation))
-
         enable = getattr(self.lm, "activation_checkpointing_enable", None) or self.lm.gradient_checkpointing_enable
-        enable({"use_reentrant": False, "context_fn": contexts})
+        enable({"use_reentrant": False, "context_fn": _SameAttention(self.lm)})
         # Transformers lets gradients into frozen embeddings for torch's older kind of checkpointing.
         self.lm.disable_input_require_grads()
+
+
+@dataclass(frozen=True)
+class _SameAttention:
+    """Torch's `context_fn`: a block's second pass attends as its first did, by kernel and by transformers' name.
+
+    It belongs to one model, and goes with it where that is copied or pickled.
+    """
+
+    lm: PreTrainedModel
+
+    def __call__(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+        config = self.lm.get_decoder().config
+        return same_kernels(partial(attention_named, config, config._attn_implementation))

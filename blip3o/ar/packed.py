@@ -46,6 +46,12 @@ class EndToEnd:
         """(1, tokens) of all rows' tokens, from 0 in each."""
         return self.pack(self.mask.cumsum(1) - 1)
 
+    def flash_arguments(self) -> dict[str, Any]:
+        """Where rows begin, as transformers' flash attention is told, which else would have to see the positions."""
+        ends = torch.tensor((0, *self.lengths), device=self.mask.device).cumsum(0, dtype=torch.int32)
+        longest = max(self.lengths)
+        return {"cu_seq_lens_q": ends, "cu_seq_lens_k": ends, "max_length_q": longest, "max_length_k": longest}
+
     def pack(self, padded: Tensor) -> Tensor:
         """(B, T, ...) to (1, tokens, ...)."""
         return padded[self.mask][None]
@@ -78,9 +84,12 @@ def run_packed(lm: PreTrainedModel, run: Run, inputs: dict[str, Any], mask: Tens
     rows, decoder = EndToEnd(mask), lm.get_decoder()
     packed: dict[str, Any] = {name: rows.pack(one) for name, one in read.items()}
     packed["position_ids"] = rows.positions
-    within = decoder.config._attn_implementation == "sdpa" and _attends_fully(lm)
+    implementation = str(decoder.config._attn_implementation)
+    within = implementation == "sdpa" and _attends_fully(lm)
     if within:
         packed["row_lengths"] = rows.lengths
+    elif "flash" in implementation and _hands_on(lm):
+        packed |= rows.flash_arguments()
     with attention_named(decoder.config, NAME) if within else nullcontext():
         output = run(packed, None, keep_layers=keep_layers)
     output.last_hidden_state = rows.unpack(output.last_hidden_state)
@@ -118,10 +127,13 @@ def try_packing(lm: PreTrainedModel) -> None:
     ids = torch.tensor([[0, 0, 1, 2], [3, 2, 1, 0]], device=lm.device)
     mask = torch.tensor([[False, True, True, True], [True] * 4], device=lm.device)
     padded = {"input_ids": ids, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
-    training = lm.training
+    training = [module for module in lm.modules() if module.training]
     lm.eval()
-    outputs = run(padded, mask, False), run_packed(lm, run, padded, mask, False)
-    lm.train(training)
+    try:
+        outputs = run(padded, mask, False), run_packed(lm, run, padded, mask, False)
+    finally:
+        for module in training:
+            module.training = True
     apart, packed = (one.last_hidden_state[mask].float() for one in outputs)
     tolerance = 1e-3 if lm.dtype in (torch.float32, torch.float64) else 5e-2
     if not (packed - apart).abs().max() <= tolerance * apart.abs().max():
@@ -132,7 +144,11 @@ def try_packing(lm: PreTrainedModel) -> None:
 
 
 def _attends_fully(lm: PreTrainedModel) -> bool:
-    """Whether every layer attends to everything before, and the decoder hands on arguments that it does not know."""
+    """Whether every layer attends to everything before and can be told where rows end."""
+    return _hands_on(lm) and all(type(layer) is DynamicLayer for layer in new_cache(lm.config).layers)
+
+
+def _hands_on(lm: PreTrainedModel) -> bool:
+    """Whether the decoder hands on arguments that it does not know to its layers."""
     arguments = inspect.signature(type(lm.get_decoder()).forward).parameters.values()
-    hands_on = any(one.kind is one.VAR_KEYWORD for one in arguments)
-    return hands_on and all(type(layer) is DynamicLayer for layer in new_cache(lm.config).layers)
+    return any(one.kind is one.VAR_KEYWORD for one in arguments)

@@ -1,6 +1,6 @@
 """Attention within rows that lie end to end: each sees itself alone, and no mask is built.
 
-On a GPU in half precision it is one call of torch's variable-length flash kernel, elsewhere one causal call of SDPA for
+On a GPU in half precision it is one call of torch's variable-length attention, elsewhere one causal call of SDPA for
 each row. Either does the work of the rows themselves: a block mask would have all tokens look at all others first.
 """
 
@@ -67,8 +67,9 @@ def attend_within_rows(
             "attention to 'eager', which takes a mask."
         )
     assert attention_mask is None and len(query) == 1
-    if runs_varlen(query, dropout):
-        return attend_varlen(query, key, value, row_lengths, scaling)[None], None
+    if runs_varlen(_in_autocast(query), dropout):
+        lowered = (_in_autocast(query), _in_autocast(key), _in_autocast(value))
+        return attend_varlen(*lowered, row_lengths, scaling)[None], None
     rows = zip(*(one.split(row_lengths, dim=2) for one in (query, key, value)), strict=True)
     mixed = [sdpa_attention_forward(module, *row, None, dropout=dropout, scaling=scaling, **more)[0] for row in rows]
     return torch.cat(mixed, dim=1), None
@@ -84,8 +85,16 @@ def runs_varlen(query: Tensor, dropout: float) -> bool:
         and torch.cuda.get_device_capability(query.device) >= LEAST_CAPABILITY
         and query.dtype in (torch.float16, torch.bfloat16)
         and query.shape[-1] <= WIDEST_HEAD
+        and query.shape[-1] % 8 == 0
+        and torch.backends.cuda.flash_sdp_enabled()
         and dropout == 0
     )
+
+
+def _in_autocast(tensor: Tensor) -> Tensor:
+    """A tensor in the precision that autocast gives attention; gains and tables in float32 leave queries in theirs."""
+    kind = tensor.device.type
+    return tensor.to(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else tensor
 
 
 def attend_varlen(

@@ -72,6 +72,5 @@ class WindowReader:
             return some.take_along_dim(columns, 2) if alike is None else some[:, :, alike : alike + widest]
 
         for layer in self._cache.layers:
-            assert isinstance(layer, DynamicLayer)
-            if layer.keys is not None and layer.values is not None:  # a layer that shares another's has none
+            if isinstance(layer, DynamicLayer) and layer.keys is not None and layer.values is not None:
                 layer.keys, layer.values = kept(layer.keys), kept(layer.values)

@@ -14,6 +14,7 @@ from blip3o.bulk.folder import BulkFolder
 from blip3o.bulk.overlap import two_stages
 from blip3o.bulk.progress import progress
 from blip3o.bulk.prompts import Picture, Prompt, batches, pictures_of, refuse
+from blip3o.diffusion.attention import TorchAttention
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline
 from blip3o.pixels import to_uint8
@@ -54,7 +55,7 @@ def generate_many(
         batch_size: pictures generated at a time. Rounding depends on it, so it is one of the settings that must stay.
         overlap: whether the next batch's tokens are written while the last batch is rendered, for which a GPU has
             room; the pictures are the same either way.
-        settings: arguments of the pipeline's call, from `num_inference_steps` to `step_cache`; None is its default.
+        settings: arguments of the pipeline's call, from `num_inference_steps` to `jacobi_window`; None is its default.
 
     Returns:
         How many pictures were made now.
@@ -71,6 +72,7 @@ def generate_many(
     check_settings(used)
     used = replace(used, image_guidance_scale=None)
     pipe.model.diffusion.check_rendering(guidance_interval=used.guidance_interval, step_cache=used.step_cache)
+    pipe.model.ar.check_sampling(used.sampling)
     pictures = _checked(pipe.model, prompts, num_images, seed)
     own = next(pipe.model.diffusion.parameters(), torch.empty(0))
     record = {
@@ -95,7 +97,7 @@ def generate_many(
         latents = render(pipe.model, tokens, generator=generators, **used.rendering()).latents
         return [Image.fromarray(array) for array in to_uint8(pipe.model.diffusion.decode(latents))]
 
-    made = 0
+    made, overlap = 0, overlap and _renders_apart(pipe.model)
     with folder.opened(), progress(len(folder.missing(pictures))) as advance:
         open_batches = (batch for batch in batches(pictures, batch_size) if folder.missing(batch))
         for batch, images in two_stages(open_batches, write, draw, device=pipe.model.device, overlap=overlap):
@@ -104,6 +106,12 @@ def generate_many(
             made += len(missing)
             advance(len(missing))
     return made
+
+
+def _renders_apart(model: Blip3oNext) -> bool:
+    """Whether rendering leaves torch's choice of attention kernels alone, which is the whole process's."""
+    parts = (part for part in model.diffusion.modules() if isinstance(part, TorchAttention))
+    return all(part.attention in ("auto", "sdpa") for part in parts)
 
 
 def _checked(model: Blip3oNext, given: Sequence[str | Prompt], num_images: int, seed: int) -> list[Picture]:

@@ -43,7 +43,11 @@ class FromDiffusers(Part):
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str, subfolder: str | None = None, overrides: Mapping[str, Any] | None = None
+        cls,
+        name_or_path: str,
+        subfolder: str | None = None,
+        overrides: Mapping[str, Any] | None = None,
+        **arguments: Any,
     ) -> Self:
         """From a diffusers folder or hub id, with its weights.
 
@@ -51,6 +55,7 @@ class FromDiffusers(Part):
             name_or_path: a folder, or a hub id `owner/name`.
             subfolder: folder within it, such as `transformer` or `vae`.
             overrides: config keys to change that leave the weights' shapes as they are.
+            arguments: the part's own, such as `cond_grid`.
 
         Raises:
             OSError: if there is none.
@@ -63,7 +68,7 @@ class FromDiffusers(Part):
         )
         check_loading_info(info, name_or_path)
         config = {key: value for key, value in dict(model.config).items() if not key.startswith("_")}
-        part = cls(config=_Loaded(config, model))
+        part = cls(config=_Loaded(config, model), **arguments)
         part.init_args["config"] = config
         return part
 

@@ -137,6 +137,7 @@ class JointModule(TrainingModule):
             jacobi_window=sampling.jacobi_window,
         )
         check_settings(self.generation_defaults)
+        model.ar.check_sampling(sampling)
 
     def check_encoders(self, index: EncodedIndex) -> None:
         """Raises a ValueError unless this model's encoders made the data of an encoded folder."""

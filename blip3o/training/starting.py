@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from blip3o.checkpoints import describe_model, load_all_weights
+from blip3o.checkpoints import CONFIG_NAME, describe_model, load_all_weights
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline, GenerationDefaults, find_model
 
@@ -25,8 +25,9 @@ def start_from(
     defaults = GenerationDefaults()
     if isinstance(model, str):
         if torch.get_default_device().type == "meta":
-            model, generation = describe_model(find_model(model))
-            defaults = GenerationDefaults(**generation)
+            folder = find_model(model)
+            model, generation = describe_model(folder)
+            defaults = GenerationDefaults.stored(generation, folder / CONFIG_NAME)
         else:
             pipe = Blip3oPipeline.from_pretrained(model)
             model, defaults = pipe.model, pipe.defaults

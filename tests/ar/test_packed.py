@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from blip3o.ar import CausalLM, rows_attention
+from blip3o.ar import packed as packing
 from blip3o.ar.base import ARBackbone
 from blip3o.ar.packed import EndToEnd
 from blip3o.ar.rows_attention import attend_varlen, attend_within_rows, runs_varlen
@@ -167,9 +169,44 @@ def test_the_variable_length_kernel_is_asked_for_the_same(key_heads: int, monkey
 
 
 @pytest.mark.gpu
-def test_the_kernel_itself_gives_the_same_on_a_gpu() -> None:
-    backbone = ready(tiny_ar()).to("cuda")
+def test_the_kernel_itself_gives_the_same_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, asked, attend = ready(tiny_ar()).to("cuda"), [], attend_varlen
+    monkeypatch.setattr(rows_attention, "attend_varlen", lambda *given: (asked.append(1), attend(*given))[1])
     ids, mask = IDS.cuda(), MASK.cuda()
     with torch.autocast("cuda", torch.bfloat16):
         apart, packed = (backbone(ids, mask, packed=packed).hidden[mask].float() for packed in (False, True))
     torch.testing.assert_close(packed, apart, rtol=5e-2, atol=5e-2)
+    assert asked, "torch's kernel was not used"
+
+
+def test_flash_attention_is_told_where_rows_begin() -> None:
+    told = EndToEnd(MASK).flash_arguments()
+    assert told["cu_seq_lens_q"].tolist() == [0, *torch.tensor(LENGTHS).cumsum(0).tolist()]
+    assert told["cu_seq_lens_k"].dtype == torch.int32 and told["max_length_q"] == max(LENGTHS)
+
+
+def test_trying_leaves_training_and_evaluation_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = ready(tiny_ar()).train()
+    backbone.lm.get_decoder().layers[0].eval()
+    modes = [module.training for module in backbone.modules()]
+    backbone.check_packing()
+    monkeypatch.setattr(packing, "run_packed", lambda *given: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        backbone.check_packing()
+    assert [module.training for module in backbone.modules()] == modes
+
+
+def test_a_backbone_that_recomputes_copies_and_refuses_to_generate_in_training_mode() -> None:
+    backbone = ready(tiny_ar())
+    backbone.enable_gradient_checkpointing()
+    other = copy.deepcopy(backbone)
+    contexts = {
+        id(m._gradient_checkpointing_func.keywords["context_fn"].lm)
+        for m in other.lm.modules()
+        if hasattr(m, "_gradient_checkpointing_func")
+    }
+    assert contexts == {id(other.lm)}
+    prompt = (torch.tensor([[1, 2]]), torch.ones(1, 2, dtype=torch.bool))
+    backbone.eval().generate(*prompt, 2)
+    with pytest.raises(ValueError, match=r"training mode with gradient_checkpointing.*call eval\(\)"):
+        backbone.train().generate(*prompt, 2)
