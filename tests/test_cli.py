@@ -95,6 +95,7 @@ def test_a_picture_holds_what_is_needed_to_draw_it_again(blip3o: Command, tiny_f
     assert settings == {
         **{"prompt": PROMPT, "model": str(tiny_folder), "seed": -3, "num_inference_steps": 3, "guidance_scale": 1.5},
         **{"token_guidance_scale": 1.0, "temperature": 1.0, "top_k": 0, "top_p": 0.95},
+        **{"decoding": "sequential", "jacobi_window": 16},
     }
     pipe = Blip3oPipeline.from_pretrained(settings.pop("model"))
     generator = torch.Generator().manual_seed(settings.pop("seed"))

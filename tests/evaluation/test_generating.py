@@ -44,7 +44,7 @@ def test_each_item_gets_the_picture_that_the_pipeline_makes_of_it(benchmark: Img
         **{"benchmark": "imgedit", "model": "tiny", "seed": 3, "prompt_rewriting": False},
         "settings": {
             **{"num_inference_steps": 2, "guidance_scale": 2.0, "token_guidance_scale": 1.0},
-            **{"temperature": 1.0, "top_k": 0, "top_p": 0.9},
+            **{"temperature": 1.0, "top_k": 0, "top_p": 0.9, "decoding": "sequential", "jacobi_window": 16},
         },
     }
     told = {"key": "102", "index": 2, "prompt": item.instruction}

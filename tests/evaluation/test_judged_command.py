@@ -68,7 +68,7 @@ def test_imgedit_from_pictures_to_scores(run: Run, model: Path, tmp_path: Path) 
     assert (summary["benchmark"], summary["model"], summary["seed"]) == ("imgedit", str(model), 2)
     assert summary["settings"] == {
         **{"num_inference_steps": 2, "guidance_scale": 1.5, "token_guidance_scale": 1.0},
-        **{"temperature": 1.0, "top_k": 0, "top_p": 0.95},
+        **{"temperature": 1.0, "top_k": 0, "top_p": 0.95, "decoding": "sequential", "jacobi_window": 16},
     }
     assert summary["prompt_rewriting"] is False and summary["judge"].startswith("vl at http://127.0.0.1")
     rows = rows_of(folder / "results.jsonl")
