@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,7 +19,8 @@ class Muon(Optimizer):
     """Momentum whose update of each matrix is made orthogonal (K. Jordan et al., 2024).
 
     The update of an m x n matrix is scaled by 0.2 sqrt(max(m, n)), which matches AdamW's root mean square (arXiv
-    2502.16982), so that AdamW's learning rates can be kept. Matrices of one shape are treated in one batch.
+    2502.16982), so that AdamW's learning rates can be kept. Matrices of one shape are treated in one batch. Where
+    several processes hold the same gradients, as under DDP, each treats its share of a batch and gets the others'.
 
     Args:
         params: 2-D weights.
@@ -65,7 +68,7 @@ class Muon(Optimizer):
                     by_shape[p.shape].append((p, torch.lerp(p.grad, momentum, group["momentum"])))
             for shape, pairs in by_shape.items():
                 updates = torch.stack([update for _, update in pairs]).to(self.dtype)
-                orthogonal = orthogonalize(updates, group["num_iterations"])
+                orthogonal = _orthogonalize_by_shares(updates, group["num_iterations"])
                 step_size = -group["lr"] * 0.2 * max(shape) ** 0.5
                 for (p, _), update in zip(pairs, orthogonal, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update.to(p.dtype), alpha=step_size)
@@ -86,3 +89,16 @@ def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
         polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
         x = torch.baddbmm(x, polynomial, x, beta=a)
     return x.mT if tall else x
+
+
+def _orthogonalize_by_shares(matrices: Tensor, num_iterations: int) -> Tensor:
+    """`orthogonalize`, of which each process does a share of the matrices (B, m, n)."""
+    processes = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if processes == 1 or len(matrices) == 1:
+        return orthogonalize(matrices, num_iterations)
+    share = -(-len(matrices) // processes)
+    padded = F.pad(matrices, (0, 0, 0, 0, 0, share * processes - len(matrices)))
+    own = orthogonalize(padded[dist.get_rank() * share :][:share], num_iterations).contiguous()
+    shares = [torch.empty_like(own) for _ in range(processes)]
+    dist.all_gather(shares, own)
+    return torch.cat(shares)[: len(matrices)]
