@@ -66,18 +66,23 @@ def make_parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
     others = "; ".join(f"`blip3o evaluate {name} --help` tells of {name}" for name in JUDGED)
     evaluate.add_argument("benchmark", choices=["shapes", "shapes-edit"], help=f"which benchmark ({others})")
     evaluate.add_argument(
-        "--output_dir", type=Path, default=Path("runs/eval"), help="folder for images, results and summary"
+        "--output_dir", type=Path, default=Path("runs/eval"), help="folder for images and results (default: runs/eval)"
     )
     evaluate.add_argument(
-        "--num_captions", type=int, default=600, help="of shapes: held-out captions, balanced over the tags"
+        "--num_captions",
+        type=int,
+        default=600,
+        help="of shapes: held-out captions, balanced over the tags (default: 600)",
     )
-    evaluate.add_argument("--num_edits", type=int, default=300, help="shapes-edit: held-out edits, balanced over kinds")
+    evaluate.add_argument("--num_edits", type=int, default=300, help="of shapes-edit: held-out edits (default: 300)")
     evaluate.add_argument(
         "--edit_kinds", nargs="+", metavar="KIND", help="of shapes-edit: kinds of edit (default: all)"
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of the captions or edits and the images, at least 0")
-    evaluate.add_argument("--batch_size", type=int, default=32, help="images generated at a time")
-    evaluate.add_argument("--world", default="shapes", help="world of the captions or edits; text has words to write")
+    evaluate.add_argument("--batch_size", type=int, default=32, help="images at a time (default: 32)")
+    evaluate.add_argument(
+        "--world", default="shapes", help="shapes, shapes-mini, or of words text, text-mini (default: shapes)"
+    )
     add_model(evaluate)
     add_settings(evaluate, EDIT_SETTINGS)
     evaluate.set_defaults(run=run["evaluate"])
@@ -88,7 +93,9 @@ def make_parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
         "--output_dir", type=Path, required=True, help="folder for runs and report; an earlier call's goes on"
     )
     ablate.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
-    ablate.add_argument("--launcher", default="local", help="where runs execute: local, slurm or ray (default: local)")
+    ablate.add_argument(
+        "--launcher", default="local", choices=["local", "slurm", "ray"], help="where runs execute (default: local)"
+    )
     ablate.add_argument("--dry_run", action="store_true", help="check the plan, list its runs, train nothing")
     ablate.set_defaults(run=run["ablate"])
 
@@ -151,12 +158,12 @@ def add_settings(parser: argparse.ArgumentParser, names: Collection[str]) -> Non
 
 
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "num_inference_steps": {"type": int},
-    "guidance_scale": {"type": float},
-    "token_guidance_scale": {"type": float},
-    "temperature": {"type": float},
-    "top_k": {"type": int},
-    "top_p": {"type": float},
+    "num_inference_steps": {"type": int, "metavar": "STEPS", "help": "denoising steps"},
+    "guidance_scale": {"type": float, "metavar": "SCALE", "help": "guidance of the diffusion head; 1 is off"},
+    "token_guidance_scale": {"type": float, "metavar": "SCALE", "help": "guidance of the AR model; 1 is off"},
+    "temperature": {"type": float, "help": "of the image tokens; 0 takes the most likely ones"},
+    "top_k": {"type": int, "help": "most likely image tokens kept; 0 keeps all"},
+    "top_p": {"type": float, "help": "probability mass of the image tokens kept"},
     "guidance_interval": {
         "type": float,
         "nargs": 2,
@@ -172,8 +179,12 @@ _SETTINGS: dict[str, dict[str, Any]] = {
         "metavar": "NAME",
         "help": "sequential, or jacobi: several image tokens a pass, of the same distribution",
     },
-    "jacobi_window": {"type": int, "metavar": "TOKENS", "help": "image tokens that a pass of jacobi reads"},
-    "image_guidance_scale": {"type": float},
+    "jacobi_window": {"type": int, "metavar": "TOKENS", "help": "image tokens that a pass of jacobi reads (16)"},
+    "image_guidance_scale": {
+        "type": float,
+        "metavar": "SCALE",
+        "help": "guidance by the reference pictures, for models whose diffusion head sees them",
+    },
 }
 SETTINGS = tuple(name for name in _SETTINGS if name != "image_guidance_scale")
 EDIT_SETTINGS = tuple(_SETTINGS)

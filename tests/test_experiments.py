@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,7 +36,7 @@ def test_every_variant_of_a_plan_builds(path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.chdir(ROOT)
     name = path.relative_to(ROOT)
     assert path.read_text().startswith(f"# blip3o ablate {name} --output_dir runs/{name.parent.name}/{path.stem}")
-    check_plan(_with_own_data(read_plan(name)))
+    check_plan(_without_missing_weights(_with_own_data(read_plan(name))))
 
 
 def _with_own_data(plan: Plan) -> Plan:
@@ -44,6 +46,35 @@ def _with_own_data(plan: Plan) -> Plan:
         return plan
     assert f"--output_dir {folder}" in plan.source.path.read_text(), "the command that encodes them stands in the plan"
     return replace(plan, base=plan.base | {"data": yaml.safe_load(plan.base_path.read_text())["data"]})
+
+
+def _without_missing_weights(plan: Plan) -> Plan:
+    """The plan without the weights that a checkout does not hold; the plan names the experiments that make them."""
+
+    def kept(weights: dict[str, str | None]) -> dict[str, str | None]:
+        missing = {name: file for name, file in weights.items() if file is not None and not Path(file).exists()}
+        for file in missing.values():
+            makers = [path for path in CONFIGS if f": {file}}}" in path.read_text()]
+            assert any(f"fit --config {path.relative_to(ROOT)}" in plan.source.path.read_text() for path in makers)
+        return weights | dict.fromkeys(missing)
+
+    def changed(changes: dict[str, Any]) -> dict[str, Any]:
+        return {key: kept(value) if key == "model.weights" else value for key, value in changes.items()}
+
+    base = copy.deepcopy(plan.base)
+    arguments = base["model"]["init_args"]
+    arguments["weights"] = kept(arguments.get("weights") or {})
+    axes = {axis: {name: changed(one) for name, one in variants.items()} for axis, variants in plan.axes.items()}
+    return replace(plan, base=base, axes=axes)
+
+
+def test_missing_weights_are_left_out_and_the_plan_names_what_makes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkout = _without_missing_weights(read_plan(ROOT / "experiments/claims/tokenizer_and_ar.yaml"))
+    assert set(checkout.base["model"]["init_args"]["weights"].values()) == {None}
+    assert checkout.axes["tokenizer"]["lfq"]["model.weights"] == {"tokenizer": None}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

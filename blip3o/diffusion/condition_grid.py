@@ -53,7 +53,8 @@ class ConditionGrid(nn.Module):
             told = "a number of positions that varies" if num_positions is None else f"{num_positions} positions"
             raise ValueError(
                 f"the condition has {told}, but cond_grid ({self.side}) needs {cells}, or one more for the scale "
-                "token; set cond_grid to the tokenizer's grid, or to None."
+                "token; set cond_grid to the tokenizer's grid, have the bridge keep one position a token, or set it to "
+                "None."
             )
         if grid not in (None, (self.side, self.side)):
             assert grid is not None
