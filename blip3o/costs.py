@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.ar.cache import new_cache, state_arguments
 from blip3o.ar.causal_lm import CausalLM
 from blip3o.diffusion.flow import FlowHead
 from blip3o.fitting import condition_length
+from blip3o.flops import flop_counter
 from blip3o.model import Blip3oNext
 from blip3o.structures import Conditioning
 
@@ -158,6 +158,6 @@ def _pass_flops(ar: CausalLM, length: int) -> int:
 
 
 def _flops(run: Callable[[], Tensor]) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         run()
     return int(counter.get_total_flops())

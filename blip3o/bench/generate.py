@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from blip3o.ar.base import Sampling
 from blip3o.ar.causal_lm import CausalLM
@@ -17,6 +16,7 @@ from blip3o.bench.report import Report
 from blip3o.bench.shapes import Measured, Shape, build
 from blip3o.bench.timing import Stopwatch, compare
 from blip3o.diffusion.flow import FlowHead
+from blip3o.flops import flop_counter
 from blip3o.pipeline import check_device
 from blip3o.structures import Conditioning
 
@@ -276,6 +276,6 @@ def _step_flops(bench: _Bench) -> int:
     assert isinstance(head, FlowHead)
     both = torch.cat([bench.start, bench.start])
     condition = torch.zeros(len(both), 1 + bench.model.tokenizer.num_tokens(), head.cond_dim).to(both)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         head.denoiser(both, both.new_ones(len(both)), Conditioning(condition))
     return int(counter.get_total_flops())

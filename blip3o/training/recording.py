@@ -13,6 +13,8 @@ import torch
 from lightning import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
+from blip3o.flops import flop_counter
+
 _COUNTED_STEP = 1  # the second step: the first one also builds what later ones reuse
 _WARM_UP = 3  # steps that pace leaves out
 _PERIOD = 1.0  # seconds between two notes of progress
@@ -67,7 +69,7 @@ class Recorder(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Starts the clock, and on one step the counter."""
         if trainer.global_step >= _COUNTED_STEP and self.flops is None:
-            self._counter = FlopCounterMode(display=False)
+            self._counter = flop_counter()
             self._counter.__enter__()
         self._before = trainer.global_step
         self._start = time.perf_counter()
