@@ -93,9 +93,7 @@ def make_parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
         "--output_dir", type=Path, required=True, help="folder for runs and report; an earlier call's goes on"
     )
     ablate.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores (default: 1)")
-    ablate.add_argument(
-        "--launcher", default="local", choices=["local", "slurm", "ray"], help="where runs execute (default: local)"
-    )
+    ablate.add_argument("--launcher", default="local", help="where runs execute: local, slurm or ray (default: local)")
     ablate.add_argument("--dry_run", action="store_true", help="check the plan, list its runs, train nothing")
     ablate.set_defaults(run=run["ablate"])
 
