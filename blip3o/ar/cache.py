@@ -30,13 +30,8 @@ def new_cache(config: PreTrainedConfig) -> DynamicCache:
     return DynamicCache(config=config)
 
 
-def rewinds(config: PreTrainedConfig) -> bool:
-    """Whether every layer of a model keeps keys and values alone, its own or those of another layer."""
-    return all(type(layer) in _REWINDABLE for layer in new_cache(config).layers)
-
-
 def rewindable_cache(config: PreTrainedConfig) -> DynamicCache:
-    """An empty cache whose newest entries can be taken back, since every layer keeps all keys and values.
+    """An empty cache whose newest entries can be taken back, since every layer keeps all keys and values or has none.
 
     Those beyond a sliding window are kept too; the model's own masks leave them out.
 
@@ -44,7 +39,7 @@ def rewindable_cache(config: PreTrainedConfig) -> DynamicCache:
         ValueError: if a layer keeps anything else, such as a recurrent state, which can not be taken back.
     """
     cache = new_cache(config)
-    if not rewinds(config):
+    if any(type(layer) not in _REWINDABLE for layer in cache.layers):
         raise ValueError(
             f"decoding ('jacobi') takes back what a model read, but model_type ({config.model_type}) keeps a state "
             "from which nothing can be taken back; set decoding to 'sequential', or choose a model of attention alone."
@@ -64,7 +59,7 @@ def state_arguments(
     if name == "cache_params" and cache is not None and cache.has_previous_state():
         attention_mask = None
     arguments = {name: cache, "use_cache": cache is not None, "attention_mask": attention_mask}
-    positions = {"position_ids": position_ids} if "position_ids" in _arguments(type(decoder).forward) else {}
+    positions = {"position_ids": position_ids} if "position_ids" in forward_arguments(decoder) else {}
     return arguments | positions
 
 
@@ -75,12 +70,17 @@ def cache_argument(decoder: PreTrainedModel) -> str:
         ValueError: if it takes no cache of transformers.
     """
     for name in CACHE_ARGUMENTS:
-        if name in _arguments(type(decoder).forward):
+        if name in forward_arguments(decoder):
             return name
     raise ValueError(
         f"model_type ({decoder.config.model_type}) keeps its state in none of {CACHE_ARGUMENTS}, so it can not be "
         "decoded here; choose another model."
     )
+
+
+def forward_arguments(decoder: PreTrainedModel) -> frozenset[str]:
+    """The names of what a decoder takes."""
+    return _arguments(type(decoder).forward)
 
 
 @lru_cache

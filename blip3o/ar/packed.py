@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 
-from blip3o.ar.cache import cache_argument, new_cache, state_arguments
+from blip3o.ar.cache import cache_argument, forward_arguments, new_cache, state_arguments
 from blip3o.ar.rows_attention import NAME, attention_named
 
 Run = Callable[..., Any]
@@ -107,7 +107,7 @@ def check_packs(lm: PreTrainedModel) -> None:
             f"{told}, whose state would run on from one row into the next; set packing to false, or take a model that "
             "has attention alone, such as 'qwen3'."
         )
-    if "position_ids" not in inspect.signature(type(decoder).forward).parameters:
+    if "position_ids" not in forward_arguments(decoder):
         raise ValueError(f"{told}, which can not be told that positions start anew; set packing to false.")
 
 

@@ -83,6 +83,6 @@ class ConditionGrid(nn.Module):
         if num_appended == 0:
             return places
         own = self.reference_places
-        grids, rest = (0, 1) if own is None else divmod(num_appended, len(own))
-        following = F.pad(places[:0], (0, 0, 0, num_appended)) if own is None or rest else own.repeat(grids, 1)
-        return torch.cat([places, following])
+        if own is None or num_appended % len(own):
+            return F.pad(places, (0, 0, 0, num_appended))
+        return torch.cat([places, own.repeat(num_appended // len(own), 1)])
