@@ -63,7 +63,8 @@ def _without_missing_weights(plan: Plan) -> Plan:
 
     base = copy.deepcopy(plan.base)
     arguments = base["model"]["init_args"]
-    arguments["weights"] = kept(arguments.get("weights") or {})
+    if arguments.get("weights"):
+        arguments["weights"] = kept(arguments["weights"])
     axes = {axis: {name: changed(one) for name, one in variants.items()} for axis, variants in plan.axes.items()}
     return replace(plan, base=base, axes=axes)
 
