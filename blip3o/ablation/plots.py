@@ -99,10 +99,8 @@ def _quality(plan: Plan, results: Results) -> Figure | None:
 
 
 def _curves(plan: Plan, results: Results) -> Figure | None:
-    """Training loss, and what validation logged of the score, against steps and against time."""
-    logged = {name for own in results.values() for result in own.values() for row in result["curve"] for name in row}
-    wanted = dict.fromkeys(name for name in (plan.primary, "val/score", "train/loss") if name in logged)
-    names = [name for name in wanted if _varies(results, name)][:2]
+    """Learning curves, against steps and against time."""
+    names = curve_names(plan, results)
     if not names:
         return None
     figure = Figure(figsize=(9, 2.9 * len(names)), layout="constrained")
@@ -131,6 +129,17 @@ def _curves(plan: Plan, results: Results) -> Figure | None:
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(3, len(labels)), frameon=False, fontsize=9)
     return figure
+
+
+def curve_names(plan: Plan, results: Results) -> list[str]:
+    """What is drawn as a learning curve: of the score and of training, two logged metrics at most that vary.
+
+    Of training it is the reward where there is one, as a policy's loss says nothing of how well it does, or the loss.
+    """
+    logged = {name for own in results.values() for result in own.values() for row in result["curve"] for name in row}
+    training = "train/reward" if "train/reward" in logged else "train/loss"
+    wanted = dict.fromkeys(name for name in (plan.primary, "val/score", training) if name in logged)
+    return [name for name in wanted if _varies(results, name)][:2]
 
 
 def _varies(results: Results, name: str) -> bool:

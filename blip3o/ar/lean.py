@@ -1,8 +1,9 @@
-"""Decoding without transformers' bookkeeping, for decoders of Llama's form: Llama, Qwen2 and Qwen3.
+"""Decoding without transformers' bookkeeping, for decoders of Llama's form: Llama, Qwen2, Qwen3 and LFM2.
 
 The arithmetic is that of transformers' modules. What is left out is what they do anew for every token: masks and
-rotations are made once, keys and values lie in one place that is large enough, products that read the same states are
-one, and the heads that share keys are asked together. The weights are read when a step is made and never kept longer.
+rotations are made once, what is kept of the past lies in one place that is large enough, products that read the same
+states are one, and the heads that share keys are asked together. The weights are read when a step is made and never
+kept longer.
 """
 
 from __future__ import annotations
@@ -13,22 +14,53 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
+from transformers.models.lfm2 import modeling_lfm2 as lfm2
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+from blip3o.ar.lean_mixers import Attention, Mixer, Rotations, ShortConv, rms_norm
 from blip3o.ar.packing import FEWEST_ROWS, PACKED_FROM, Product, packs, product, stacked
 from blip3o.ar.steps import States, Step
 from blip3o.ar.tables import head_of
 
-_KNOWN = {
-    llama.LlamaModel: (llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP, llama.LlamaRMSNorm),
-    qwen2.Qwen2Model: (qwen2.Qwen2DecoderLayer, qwen2.Qwen2Attention, qwen2.Qwen2MLP, qwen2.Qwen2RMSNorm),
-    qwen3.Qwen3Model: (qwen3.Qwen3DecoderLayer, qwen3.Qwen3Attention, qwen3.Qwen3MLP, qwen3.Qwen3RMSNorm),
+
+@dataclass(frozen=True)
+class _Form:
+    """What a family calls the modules of its decoder and of a layer.
+
+    Attributes:
+        modules: all kinds of modules that it has beside torch's.
+        eps: the norms' epsilon in its config.
+        last_norm: the norm after all layers.
+        norms: those before attention (or convolution) and before the perceptron.
+        attention: the products of queries, keys, values, and the one after attention; then the norms of queries and
+            keys, which not every family has.
+        mlp: the perceptron, and its products: gate, up, down.
+    """
+
+    modules: tuple[type[nn.Module], ...]
+    eps: str = "rms_norm_eps"
+    last_norm: str = "norm"
+    norms: tuple[str, str] = ("input_layernorm", "post_attention_layernorm")
+    attention: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")
+    mlp: tuple[str, ...] = ("mlp", "gate_proj", "up_proj", "down_proj")
+
+
+_KNOWN: dict[type[nn.Module], _Form] = {
+    llama.LlamaModel: _Form((llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP, llama.LlamaRMSNorm)),
+    qwen2.Qwen2Model: _Form((qwen2.Qwen2DecoderLayer, qwen2.Qwen2Attention, qwen2.Qwen2MLP, qwen2.Qwen2RMSNorm)),
+    qwen3.Qwen3Model: _Form((qwen3.Qwen3DecoderLayer, qwen3.Qwen3Attention, qwen3.Qwen3MLP, qwen3.Qwen3RMSNorm)),
+    lfm2.Lfm2Model: _Form(
+        (lfm2.Lfm2DecoderLayer, lfm2.Lfm2Attention, lfm2.Lfm2ShortConv, lfm2.Lfm2MLP, lfm2.Lfm2RMSNorm, nn.Conv1d),
+        eps="norm_eps",
+        last_norm="embedding_norm",
+        norms=("operator_norm", "ffn_norm"),
+        attention=("q_proj", "k_proj", "v_proj", "out_proj", "q_layernorm", "k_layernorm"),
+        mlp=("feed_forward", "w1", "w3", "w2"),
+    ),
 }
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embeddings whose frequencies do not depend on the length."""
@@ -40,19 +72,20 @@ _OWN_HOOK = "output_capturing_hook"
 def fits(lm: PreTrainedModel) -> bool:
     """Whether `LeanStep` computes what the model's own forward pass does: no module is wrapped, hooked or unknown."""
     decoder = lm.get_decoder()
-    known = _KNOWN.get(type(decoder))
+    form = _KNOWN.get(type(decoder))
     config = lm.config
     if config._attn_implementation == "eager":
         return False  # the step's own attention is torch's `scaled_dot_product_attention`
-    if known is None or set(getattr(config, "layer_types", None) or ["full_attention"]) != {"full_attention"}:
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if form is None or not layer_types <= {"full_attention", "conv"}:
         return False
     rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
-    if rotation not in _ROTATIONS or (decoder.training and config.attention_dropout > 0):
+    if rotation not in _ROTATIONS or (decoder.training and getattr(config, "attention_dropout", 0) > 0):
         return False
-    plain = (*known, nn.Linear, nn.Embedding, nn.ModuleList, type(decoder), type(decoder.rotary_emb))
-    activation = {id(layer.mlp.act_fn) for layer in decoder.layers if type(layer) is known[0]}
+    plain = (*form.modules, nn.Linear, nn.Embedding, nn.ModuleList, type(decoder), type(decoder.rotary_emb))
+    activations = {id(getattr(module, "act_fn", None)) for module in decoder.modules() if type(module) in form.modules}
     for module in decoder.modules():
-        if type(module) not in plain and id(module) not in activation:
+        if type(module) not in plain and id(module) not in activations:
             return False
         hooks = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
         if "forward" in vars(module) or any(getattr(hook, "__name__", "") != _OWN_HOOK for hook in hooks):
@@ -72,22 +105,18 @@ class _Layer:
     """What a step needs of a decoder layer.
 
     Attributes:
-        before_attention, before_mlp: gains (H,) of its two norms.
-        heads: gains (query and key heads, head width) of the norms of queries and keys, None without.
-        qkv, out, gate_up, down: products.
+        mixer: attention, or a convolution.
+        before_mixer, before_mlp: gains (H,) of its two norms.
+        gate_up, down: products.
         act: activation of its perceptron.
-        cache: (B, 2, key heads, all positions, head width), keys and values.
     """
 
-    before_attention: Tensor
+    mixer: Mixer
+    before_mixer: Tensor
     before_mlp: Tensor
-    heads: Tensor | None
-    qkv: Product
-    out: Product
     gate_up: Product
     down: Product
     act: Callable[[Tensor], Tensor]
-    cache: Tensor
 
 
 class LeanStep(Step):
@@ -95,7 +124,7 @@ class LeanStep(Step):
 
     Args:
         lm: the model.
-        cache: keys and values of the prompts (B rows).
+        cache: what it kept of the prompts (B rows).
         attention_mask: (B, T) bool, of the prompts.
         position: (B, 1) int64, positions of the prompts' last tokens.
         num_tokens: tokens to come, N.
@@ -114,71 +143,54 @@ class LeanStep(Step):
         keep_layers: bool,
     ) -> None:
         decoder: Any = lm.get_decoder()
-        config, device = lm.config, attention_mask.device
+        config, device, form = lm.config, attention_mask.device, _KNOWN[type(decoder)]
         self._embeddings = decoder.embed_tokens.weight
         weights = self._embeddings.dtype
-        lowered = torch.is_autocast_enabled(device.type)
-        self._dtype = torch.get_autocast_dtype(device.type) if lowered else weights
+        self._lowered = torch.is_autocast_enabled(device.type)
+        self._dtype = torch.get_autocast_dtype(device.type) if self._lowered else weights
         self._device = device.type
         self._rows = len(attention_mask)
-        packed = num_tokens >= PACKED_FROM and packs(device, self._dtype)
-        self._padded = max(self._rows, FEWEST_ROWS) if packed else self._rows
-        self._width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        self._num_queries, self._num_keys = config.num_attention_heads, config.num_key_value_heads
-        self._at = attention_mask.shape[1]
+        self._packed = num_tokens >= PACKED_FROM and packs(device, self._dtype)
+        self._padded = max(self._rows, FEWEST_ROWS) if self._packed else self._rows
+        self._now = 0
         self._keep_layers = keep_layers
-
-        def product_of(*linears: nn.Linear, rows: slice = slice(None)) -> Product:
-            biases = [None if one.bias is None else one.bias[rows] for one in linears]
-            weight, bias = stacked([one.weight[rows] for one in linears], biases, self._dtype)
-            multiply = product(weight, bias, self._padded, packed=packed)
-            return (lambda x: multiply(x.to(self._dtype))) if lowered else multiply
-
-        def room(*stored: Tensor) -> Tensor:
-            """Keys and values (B, key heads, T, head width) as one, with room for the tokens to come."""
-            rows, heads, length, width = stored[0].shape
-            whole = stored[0].new_zeros((rows, len(stored), heads, length + num_tokens, width), dtype=self._dtype)
-            whole[:, :, :, :length] = torch.stack(stored, dim=1)
-            return whole
-
-        self._layers = []
-        for layer, stored in zip(decoder.layers, cache.layers, strict=True):
-            assert isinstance(stored, DynamicLayer) and stored.keys is not None and stored.values is not None
-            attention = layer.self_attn
-            self._layers.append(
-                _Layer(
-                    before_attention=layer.input_layernorm.weight.detach(),
-                    before_mlp=layer.post_attention_layernorm.weight.detach(),
-                    heads=self._head_gains(attention),
-                    qkv=product_of(attention.q_proj, attention.k_proj, attention.v_proj),
-                    out=product_of(attention.o_proj),
-                    gate_up=product_of(layer.mlp.gate_proj, layer.mlp.up_proj),
-                    down=product_of(layer.mlp.down_proj),
-                    act=F.silu if isinstance(layer.mlp.act_fn, nn.SiLU) else layer.mlp.act_fn,
-                    cache=room(stored.keys, stored.values),
-                )
-            )
-        self._norm = decoder.norm.weight.detach()
-        self._eps = torch.tensor(float(config.rms_norm_eps), device=device)
-        self._head = product_of(head_of(lm), rows=slice(*codes))
+        self._eps = torch.tensor(float(getattr(config, form.eps)), device=device)
+        self._norm = getattr(decoder, form.last_norm).weight.detach()
+        self._head = self._product_of(head_of(lm), rows=slice(*codes))
         positions = position + 1 + torch.arange(num_tokens, device=device)
         cos, sin = decoder.rotary_emb(self._embeddings[:1, None].detach(), positions)
-        sin = torch.cat([-sin[..., : self._width // 2], sin[..., self._width // 2 :]], dim=-1)
-        self._cos, self._sin = (rearrange(t, "b n d -> n b 1 d").contiguous() for t in (cos, sin))
-        self._first = self._at
-        self._mask = None
-        if not attention_mask.all():
-            hidden = F.pad(~attention_mask, (0, num_tokens))[:, None, None]
-            self._mask = torch.zeros(hidden.shape, dtype=self._dtype, device=device).masked_fill_(hidden, -torch.inf)
-        # Rows of padding stay zero.
-        self._mixed = torch.zeros(self._padded, self._num_queries * self._width, dtype=self._dtype, device=device)
+        rotations = Rotations(cos, sin, attention_mask, self._dtype)
+        self._layers = []
+        for layer, stored in zip(decoder.layers, cache.layers, strict=True):
+            mlp = getattr(layer, form.mlp[0])
+            gate, up, down = (getattr(mlp, name) for name in form.mlp[1:])
+            before_mixer, before_mlp = (getattr(layer, name).weight.detach() for name in form.norms)
+            act = getattr(mlp, "act_fn", None)
+            mixer: Mixer
+            if hasattr(layer, "self_attn"):
+                parts: list[Any] = [getattr(layer.self_attn, name, None) for name in form.attention]
+                qkv, out = self._product_of(*parts[:3]), self._product_of(parts[3])
+                mixer = Attention(config, qkv, out, parts[4:], rotations, self._eps, stored, self._padded)
+            else:
+                read, written = self._product_of(layer.conv.in_proj), self._product_of(layer.conv.out_proj)
+                mixer = ShortConv(layer.conv.conv, read, written, stored, num_tokens, self._padded, self._dtype)
+            self._layers.append(
+                _Layer(
+                    mixer=mixer,
+                    before_mixer=before_mixer,
+                    before_mlp=before_mlp,
+                    gate_up=self._product_of(gate, up),
+                    down=self._product_of(down),
+                    act=F.silu if act is None or isinstance(act, nn.SiLU) else act,
+                )
+            )
 
-    def _head_gains(self, attention: Any) -> Tensor | None:
-        """Gains of the norms of queries and keys, one row a head."""
-        if not hasattr(attention, "q_norm"):
-            return None
-        norms = ((attention.q_norm, self._num_queries), (attention.k_norm, self._num_keys))
-        return torch.cat([repeat(norm.weight.detach(), "d -> h d", h=count) for norm, count in norms])
+    def _product_of(self, *linears: nn.Linear, rows: slice = slice(None)) -> Product:
+        """The products of linear layers that read the same states, as one."""
+        biases = [None if one.bias is None else one.bias[rows] for one in linears]
+        weight, bias = stacked([one.weight[rows] for one in linears], biases, self._dtype)
+        multiply = product(weight, bias, self._padded, packed=self._packed)
+        return (lambda x: multiply(x.to(self._dtype))) if self._lowered else multiply
 
     @torch.inference_mode()
     def advance(self, ids: Tensor) -> tuple[Tensor, States | None]:
@@ -187,43 +199,16 @@ class LeanStep(Step):
             x = F.embedding(ids, self._embeddings)
             if self._padded > self._rows:
                 x = F.pad(x, (0, 0, 0, self._padded - self._rows))
-            now = self._at - self._first
-            cos, sin = self._cos[now], self._sin[now]
-            mask = None if self._mask is None else self._mask[..., : self._at + 1]
             states = [x]
             for layer in self._layers:
-                x = x + layer.out(self._attend(layer, self._normed(x, layer.before_attention), cos, sin, mask))
-                gate, up = layer.gate_up(self._normed(x, layer.before_mlp)).chunk(2, dim=-1)
+                x = x + layer.mixer(rms_norm(x, layer.before_mixer, self._eps), self._now)
+                gate, up = layer.gate_up(rms_norm(x, layer.before_mlp, self._eps)).chunk(2, dim=-1)
                 x = x + layer.down(layer.act(gate).mul_(up))
                 states.append(x)
-            states[-1] = x = self._normed(x, self._norm)
-            self._at += 1
+            states[-1] = x = rms_norm(x, self._norm, self._eps)
+            self._now += 1
         kept = tuple(state[: self._rows, None] for state in states) if self._keep_layers else None
         return x[: self._rows], kept
-
-    def _normed(self, x: Tensor, gain: Tensor) -> Tensor:
-        """The RMS norm over the last axis, in float32 up to the gain."""
-        exact = x.float()
-        norm = torch.linalg.vector_norm(exact, dim=-1, keepdim=True)
-        scale = torch.addcmul(self._eps, norm, norm, value=1 / x.shape[-1]).rsqrt_()
-        return (exact * scale).to(x.dtype) * gain
-
-    def _attend(self, layer: _Layer, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention's output (padded rows, heads * width), before its last product, of normed states."""
-        rows, queries, keys = self._rows, self._num_queries, self._num_keys
-        heads = layer.qkv(x).narrow(0, 0, rows).view(rows, queries + 2 * keys, self._width)
-        turned = heads.narrow(1, 0, queries + keys)
-        rotated = turned if layer.heads is None else self._normed(turned, layer.heads)
-        torch.addcmul(rotated * cos, rotated.roll(self._width // 2, -1), sin, out=turned)
-        layer.cache.select(3, self._at).copy_(heads.narrow(1, queries, 2 * keys).view(rows, 2, keys, self._width))
-        # Heads that share keys are as many positions of one head, which reads its keys once.
-        asked = heads.narrow(1, 0, queries).view(rows, keys, queries // keys, self._width)
-        seen_keys, seen_values = layer.cache.narrow(3, 0, self._at + 1).unbind(1)
-        mixed = F.scaled_dot_product_attention(asked, seen_keys, seen_values, attn_mask=mask).reshape(rows, -1)
-        if rows == self._padded:
-            return mixed
-        self._mixed[:rows] = mixed
-        return self._mixed
 
     @torch.inference_mode()
     def scores(self, hidden: Tensor) -> Tensor:

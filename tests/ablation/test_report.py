@@ -9,7 +9,7 @@ import pytest
 
 from blip3o.ablation.files import write_json
 from blip3o.ablation.plan import read_plan
-from blip3o.ablation.plots import frontier
+from blip3o.ablation.plots import curve_names, frontier
 from blip3o.ablation.report import write_report
 from blip3o.ablation.runner import Task
 from blip3o.ablation.runs import FAILURE, RESULT, list_runs
@@ -107,3 +107,12 @@ def test_the_frontier_holds_what_nothing_beats() -> None:
     points = [(1.0, 0.2), (2.0, 0.1), (3.0, 0.5), (3.0, 0.6), (4.0, 0.6)]
     assert frontier(points) == [(1.0, 0.2), (3.0, 0.6)]
     assert frontier(points, higher=False) == [(1.0, 0.2), (2.0, 0.1)]
+
+
+def test_a_learning_curve_is_of_the_reward_where_there_is_one(tmp_path: Path) -> None:
+    plan = read_plan(write_plan(tmp_path))
+    results = simulated_results(plan, {"two": 0.5, "one": 0.8})
+    assert curve_names(plan, results) == ["train/loss"]
+    for own in results.values():
+        own[0]["curve"] = [{**point, "train/reward": point["step"] / 10} for point in own[0]["curve"]]
+    assert curve_names(plan, results) == ["train/reward"]

@@ -25,6 +25,13 @@ KNOWN: dict[str, dict[str, Any]] = {
     "qwen2": {"head_dim": None},
     "llama": {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
     "llama biased": {"attention_bias": True, "mlp_bias": True, "num_attention_heads": 4},
+    "lfm2": {"head_dim": None, "layer_types": ["conv", "full_attention"]},
+    "lfm2 biased": {
+        "head_dim": None,
+        "layer_types": ["full_attention", "conv"],
+        "conv_bias": True,
+        "conv_L_cache": 40,
+    },
 }
 
 
@@ -58,10 +65,14 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Generated, Gene
     return run
 
 
-@pytest.mark.parametrize("captions", [CAPTIONS[:1], CAPTIONS, CAPTIONS * 2], ids=["one", "padded", "equal prompts"])
-@pytest.mark.parametrize("name", sorted(KNOWN))
-def test_it_gives_what_the_models_own_pass_gives(name: str, captions: tuple[str, ...], both: Any) -> None:
-    backbone = _Ready(name).ready()
+BATCHES = {"one": CAPTIONS[:1], "padded": CAPTIONS, "equal prompts": CAPTIONS * 2}
+CASES = [(name, batch) for name in sorted(KNOWN) for batch in BATCHES if name != "lfm2 biased" or batch == "one"]
+"""Families and batches; LFM2 with biases takes padding into its state, and padded batches are refused."""
+
+
+@pytest.mark.parametrize(("name", "batch"), CASES)
+def test_it_gives_what_the_models_own_pass_gives(name: str, batch: str, both: Any) -> None:
+    backbone, captions = _Ready(name).ready(), BATCHES[batch]
     for sampling in (GREEDY, Sampling(temperature=1.5, top_k=4, top_p=0.9)):
         lean, library = both(backbone, captions, sampling, layers=[0, 1, -1])
         assert torch.equal(lean.ids, library.ids)
@@ -83,8 +94,9 @@ def test_token_guidance_and_rows_beyond_the_packed_ones(both: Any) -> None:
 
 
 @pytest.mark.parametrize("lowered", [False, True], ids=["weights", "autocast"])
-def test_in_bfloat16_it_differs_by_rounding_alone(lowered: bool, both: Any) -> None:
-    backbone = _Ready("qwen3").ready()
+@pytest.mark.parametrize("name", ["qwen3", "lfm2"])
+def test_in_bfloat16_it_differs_by_rounding_alone(name: str, lowered: bool, both: Any) -> None:
+    backbone = _Ready(name).ready()
     if not lowered:
         backbone.to(torch.bfloat16)
     with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
