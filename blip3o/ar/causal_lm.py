@@ -21,6 +21,7 @@ from blip3o.ar.jacobi import decode_jacobi
 from blip3o.ar.lean import LeanStep, fits
 from blip3o.ar.learning import TransformersLearning
 from blip3o.ar.logits import read_logit_shape
+from blip3o.ar.notes import hide_kernel_advice
 from blip3o.ar.packed import run_packed
 from blip3o.ar.sequential import decode_sequentially
 from blip3o.ar.start import Wanted, read_prompts, with_negative
@@ -31,6 +32,8 @@ from blip3o.ar.vocabulary import ImageVocabulary, check_held, held_layout
 from blip3o.attention import AttentionSetting
 from blip3o.loading import check_loading_info
 from blip3o.structures import AROutput, Generated
+
+hide_kernel_advice()
 
 
 class CausalLM(TransformersAttention, TransformersLearning):

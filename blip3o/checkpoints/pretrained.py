@@ -81,7 +81,10 @@ def _folder(source: str) -> Path:
     if Path(source).is_dir() or not subfolder:
         return resolve_folder(source, "weights", wanted=_FILES, unwanted=["*/*"])
     wanted = [f"{subfolder}/{pattern}" for pattern in _FILES]
-    return resolve_folder(f"{owner}/{repository}", "weights", wanted=wanted) / subfolder
+    folder = resolve_folder(f"{owner}/{repository}", "weights", wanted=wanted) / subfolder
+    if not folder.is_dir():
+        raise ValueError(f"weights ({source}) is no folder; write it first, or name a folder or a hub id that exists.")
+    return folder
 
 
 def _stored_part(folder: Path, name: str) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,16 @@ def test_layers_are_counted_from_the_input_embeddings_to_the_final_norm(model_ty
 def test_the_head_has_a_bias_where_the_model_has_one() -> None:
     head = causal("phi").lm.get_output_embeddings()
     assert isinstance(head, nn.Linear) and head.bias is not None
+
+
+def test_advice_on_gpu_kernels_is_hidden_where_there_is_no_gpu(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = logging.getLogger("transformers.integrations.hub_kernels")
+    monkeypatch.setattr(logger, "parent", logging.getLogger())  # transformers' own loggers do not propagate
+    advice = "`f` is falling back to its reference PyTorch implementation because `g` is not installed."
+    for gpu in (False, True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda gpu=gpu: gpu)
+        logger.warning(advice)
+        logger.warning("something else")
+    assert [record.getMessage() for record in caplog.records] == ["something else", advice, "something else"]

@@ -97,3 +97,10 @@ def test_of_other_repositories_what_is_asked_for(hub: Hub, call: Callable[[], An
     with pytest.raises((ValueError, OSError)):  # nothing is there
         call()
     assert hub.fetched == {"some/empty": fetched}
+
+
+def test_a_folder_that_is_not_there_yet_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/first").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"weights \(runs/first/edit/model\) is no folder; write it first"):
+        load_weights(released_pipeline().model, "ar", "runs/first/edit/model")
