@@ -27,7 +27,7 @@ class DiT(TorchAttention, Denoiser):
     Args:
         latent_channels: channels of the latents.
         latent_size: side of the latent grid, or its rows and columns: twice as many columns as rows for a head whose
-            reference latents lie beside the noisy ones.
+            reference latents lie beside the noisy ones. It then also takes the noisy ones alone.
         cond_dim: width of the condition.
         width: channels of the blocks.
         depth: blocks.
@@ -129,13 +129,9 @@ class DiT(TorchAttention, Denoiser):
         Raises:
             ValueError: if the latents are of another size than the DiT was built for, or the condition is too short.
         """
-        if latents.shape[1:] != self.latent_shape:
-            raise ValueError(
-                f"latents has shape {tuple(latents.shape)}; this DiT takes {('B', *self.latent_shape)}: set "
-                "latent_channels and latent_size to the codec's."
-            )
         p, height = self.patch_size, latents.shape[2]
-        x = self.embed_in(rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)) + self.latent_positions
+        places = self._places(latents)
+        x = self.embed_in(rearrange(latents, "b c (h p) (w q) -> b (h w) (c p q)", p=p, q=p)) + places
         cond = self.embed_cond(conditioning.embeds)
         if self.condition_grid is not None:
             cond = cond + self.condition_grid(conditioning)
@@ -149,6 +145,23 @@ class DiT(TorchAttention, Denoiser):
         shift, scale = self.modulation_out(F.silu(time))[:, None].chunk(2, dim=-1)
         x = self.embed_out(self.norm_out(x) * (1 + scale) + shift)
         return rearrange(x, "b (h w) (c p q) -> b c (h p) (w q)", h=height // p, p=p, q=p)
+
+    def _places(self, latents: Tensor) -> Tensor:
+        """Sinusoids (T, width) of the latents' positions: of all, or of the left half, for rows without references.
+
+        Raises:
+            ValueError: if the latents are of neither size.
+        """
+        channels, rows, columns = self.latent_shape
+        if latents.shape[1:] == self.latent_shape:
+            return self.latent_positions
+        if columns == 2 * rows and latents.shape[1:] == (channels, rows, rows):
+            grid = rearrange(self.latent_positions, "(h w) d -> h w d", h=rows // self.patch_size)
+            return rearrange(grid[:, : rows // self.patch_size], "h w d -> (h w) d")
+        raise ValueError(
+            f"latents has shape {tuple(latents.shape)}; this DiT takes {('B', *self.latent_shape)}: set "
+            "latent_channels and latent_size to the codec's."
+        )
 
 
 class DiTBlock(nn.Module):

@@ -94,6 +94,16 @@ def test_beside_a_reference_an_appended_one_has_the_places_of_a_square() -> None
         oblong.check_latents(4, 8, 8)
 
 
+def test_built_for_a_reference_beside_it_draws_without_one_as_the_square_dit_does() -> None:
+    square, oblong = (tiny_dit(latent_channels=4, cond_grid=4, latent_size=size) for size in (8, (8, 16)))
+    oblong.load_state_dict(square.state_dict())
+    cond, latents, sigma = condition(24, rows=1, positions=17), torch.randn(1, 4, 8, 8), torch.tensor([0.5])
+    torch.testing.assert_close(oblong(latents, sigma, cond), square(latents, sigma, cond), rtol=0, atol=0)
+    for wrong in (latents[..., :4], latents[:, :, :4], latents[:, :2]):
+        with pytest.raises(ValueError, match="set latent_channels and latent_size to the codec's"):
+            oblong(wrong, sigma, cond)
+
+
 def test_a_head_says_which_conditions_its_denoiser_takes() -> None:
     placed, plain = tiny_head(tiny_dit(cond_grid=4)), tiny_head(tiny_dit())
     for count in (16, 17):
