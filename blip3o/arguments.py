@@ -58,7 +58,7 @@ def make_parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
     edit.add_argument("--num_images", type=int, default=1, help="edits to make in one batch")
     edit.add_argument("--seed", type=int, default=0, help="any 63-bit number; edit i is drawn with seed + i")
     edit.add_argument("--aspect", choices=["keep", "square"], default="keep", help="square: edit the central square")
-    add_model(edit)
+    add_model(edit, default="tiny-edit")
     add_settings(edit, EDIT_SETTINGS)
     edit.set_defaults(run=run["edit"])
 
@@ -139,9 +139,9 @@ def make_parser(run: Mapping[str, Run]) -> argparse.ArgumentParser:
     return parser
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
+def add_model(parser: argparse.ArgumentParser, default: str = "tiny") -> None:
     """The model, and where it runs."""
-    parser.add_argument("--model", default="tiny", help="bundled name, folder or hub id (default: tiny)")
+    parser.add_argument("--model", default=default, help=f"bundled name, folder or hub id (default: {default})")
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     attentions, told = ["auto", "flash", "sdpa", "eager"], "attention kernel of all parts (default: as stored)"
     parser.add_argument("--attention", choices=attentions, help=told)
