@@ -18,10 +18,10 @@ from blip3o.ar.base import Sampling
 from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, rewindable_cache, state_arguments
 from blip3o.ar.configs import resolve_config, without_notes
 from blip3o.ar.jacobi import decode_jacobi
+from blip3o.ar.kernel_advice import hide_kernel_advice
 from blip3o.ar.lean import LeanStep, fits
 from blip3o.ar.learning import TransformersLearning
 from blip3o.ar.logits import read_logit_shape
-from blip3o.ar.notes import hide_kernel_advice
 from blip3o.ar.packed import run_packed
 from blip3o.ar.sequential import decode_sequentially
 from blip3o.ar.start import Wanted, read_prompts, with_negative
@@ -32,8 +32,6 @@ from blip3o.ar.vocabulary import ImageVocabulary, check_held, held_layout
 from blip3o.attention import AttentionSetting
 from blip3o.loading import check_loading_info
 from blip3o.structures import AROutput, Generated
-
-hide_kernel_advice()
 
 
 class CausalLM(TransformersAttention, TransformersLearning):
@@ -65,6 +63,7 @@ class CausalLM(TransformersAttention, TransformersLearning):
         table_size: int | None = None,
     ) -> None:
         super().__init__()
+        hide_kernel_advice()
         if "model_type" not in config:
             raise ValueError(f"config ({config}) must name a model_type, such as 'qwen3'.")
         self._text_tokenizer_source = text_tokenizer

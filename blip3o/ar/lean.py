@@ -54,7 +54,7 @@ _KNOWN: dict[type[nn.Module], _Form] = {
     qwen2.Qwen2Model: _Form((qwen2.Qwen2DecoderLayer, qwen2.Qwen2Attention, qwen2.Qwen2MLP, qwen2.Qwen2RMSNorm)),
     qwen3.Qwen3Model: _Form((qwen3.Qwen3DecoderLayer, qwen3.Qwen3Attention, qwen3.Qwen3MLP, qwen3.Qwen3RMSNorm)),
     lfm2.Lfm2Model: _Form(
-        (lfm2.Lfm2DecoderLayer, lfm2.Lfm2Attention, lfm2.Lfm2ShortConv, lfm2.Lfm2MLP, lfm2.Lfm2RMSNorm, nn.Conv1d),
+        (lfm2.Lfm2DecoderLayer, lfm2.Lfm2Attention, lfm2.Lfm2ShortConv, lfm2.Lfm2MLP, lfm2.Lfm2RMSNorm),
         eps="norm_eps",
         last_norm="embedding_norm",
         norms=("operator_norm", "ffn_norm"),
@@ -82,7 +82,7 @@ def fits(lm: PreTrainedModel) -> bool:
     rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
     if rotation not in _ROTATIONS or (decoder.training and getattr(config, "attention_dropout", 0) > 0):
         return False
-    plain = (*form.modules, nn.Linear, nn.Embedding, nn.ModuleList, type(decoder), type(decoder.rotary_emb))
+    plain = (*form.modules, nn.Linear, nn.Conv1d, nn.Embedding, nn.ModuleList, type(decoder), type(decoder.rotary_emb))
     activations = {id(getattr(module, "act_fn", None)) for module in decoder.modules() if type(module) in form.modules}
     for module in decoder.modules():
         if type(module) not in plain and id(module) not in activations:

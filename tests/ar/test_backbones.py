@@ -12,6 +12,7 @@ from torch import nn
 
 from blip3o import Blip3oPipeline
 from blip3o.ar import ARBackbone, CausalLM, word_tokenizer
+from blip3o.ar.kernel_advice import hide_kernel_advice
 from blip3o.bridge import MLPBridge
 from blip3o.model import Blip3oNext
 from blip3o.pipeline import GenerationDefaults
@@ -178,6 +179,7 @@ def test_the_head_has_a_bias_where_the_model_has_one() -> None:
 def test_advice_on_gpu_kernels_is_hidden_where_there_is_no_gpu(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    hide_kernel_advice()
     logger = logging.getLogger("transformers.integrations.hub_kernels")
     monkeypatch.setattr(logger, "parent", logging.getLogger())  # transformers' own loggers do not propagate
     advice = "`f` is falling back to its reference PyTorch implementation because `g` is not installed."
