@@ -21,6 +21,8 @@ class ConditionGrid(nn.Module):
             no place.
         width: of what the places are added to, a multiple of 4.
         strength: factor on the sinusoids, whose root mean square is 0.7.
+        latent_side: side of the grid whose sinusoids the latents carry; a cell of another grid over the same picture
+            then has those of its centre. The condition's own when None.
         reference_side: side of the grids of reference latents that may follow; they have no place when None.
 
     Raises:
@@ -30,16 +32,28 @@ class ConditionGrid(nn.Module):
     places: Tensor
     reference_places: Tensor | None
 
-    def __init__(self, side: int, width: int, *, strength: float = 1.0, reference_side: int | None = None) -> None:
+    def __init__(
+        self,
+        side: int,
+        width: int,
+        *,
+        strength: float = 1.0,
+        latent_side: int | None = None,
+        reference_side: int | None = None,
+    ) -> None:
         super().__init__()
         if side < 1:
             raise ValueError(f"cond_grid ({side}) must be at least 1; None is for a condition that is no grid.")
         if width % 4:
             raise ValueError(f"cond_grid ({side}) needs a width that is a multiple of 4, not {width}; set it to None.")
         self.side = side
-        self.register_buffer("places", strength * sincos_2d(side, side, width), persistent=False)
-        own = None if reference_side is None else strength * sincos_2d(reference_side, reference_side, width)
-        self.register_buffer("reference_places", own, persistent=False)
+        scale = side if latent_side is None else latent_side
+        places, reference_places = (
+            None if count is None else strength * sincos_2d(count, count, width, spacing=scale / count)
+            for count in (side, reference_side)
+        )
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("reference_places", reference_places, persistent=False)
 
     def check(self, num_positions: int | None, grid: tuple[int, int] | None = None) -> None:
         """Raises a ValueError where a condition is not the grid, with or without the scale token before it.

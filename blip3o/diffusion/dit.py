@@ -35,8 +35,9 @@ class DiT(TorchAttention, Denoiser):
         mlp_ratio: hidden width of the perceptrons over `width`.
         patch_size: latent positions along each side that share a token.
         cond_grid: side of the grid that the condition's `cond_grid**2` positions form, perhaps after one of the scale
-            token; they then carry the same 2-D sinusoids as the latents. Latents of reference images that follow them
-            carry their own, those of squares as high as the grid. None where the condition is no grid.
+            token; they then carry the 2-D sinusoids that the latents have at their centres. Latents of reference images
+            that follow them carry their own, those of squares as high as the grid. None where the condition is no
+            grid.
         attention: kernel of the attention: `auto`, `flash`, `sdpa` or `eager`; see `blip3o.diffusion.attention`.
     """
 
@@ -78,7 +79,9 @@ class DiT(TorchAttention, Denoiser):
         self.latent_positions: Tensor
         places = sincos_2d(rows // patch_size, columns // patch_size, width)
         self.register_buffer("latent_positions", places, persistent=False)
-        self.condition_grid = None if cond_grid is None else ConditionGrid(cond_grid, width, reference_side=rows)
+        self.condition_grid = None
+        if cond_grid is not None:
+            self.condition_grid = ConditionGrid(cond_grid, width, latent_side=rows // patch_size, reference_side=rows)
         for layer in (self.modulation[1], self.modulation_out, self.embed_out):
             assert isinstance(layer, nn.Linear)
             nn.init.zeros_(layer.weight)

@@ -16,7 +16,14 @@ def sinusoids(values: Tensor, width: int, max_period: float = 10000.0) -> Tensor
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-def sincos_2d(rows: int, columns: int, width: int) -> Tensor:
-    """Positions of a grid in raster order: (rows * columns, width), half of the width for each axis."""
-    down, across = (sinusoids(torch.arange(count), width // 2, max_period=100.0) for count in (rows, columns))
+def sincos_2d(rows: int, columns: int, width: int, *, spacing: float = 1.0) -> Tensor:
+    """Positions of a grid in raster order: (rows * columns, width), half of the width for each axis.
+
+    Cells are `spacing` apart, and the centre of the first is as far in as its size asks: with a spacing of 2 it lies
+    between the first two cells of a grid twice as fine.
+    """
+    down, across = (
+        sinusoids((torch.arange(count) + 0.5) * spacing - 0.5, width // 2, max_period=100.0)
+        for count in (rows, columns)
+    )
     return torch.cat([down.repeat_interleave(columns, dim=0), across.repeat(rows, 1)], dim=-1)

@@ -60,6 +60,17 @@ def test_the_network_reads_the_condition_plus_twice_the_sinusoids(build: Callabl
     torch.testing.assert_close(told, same)
 
 
+def test_a_coarser_grid_stands_where_its_cells_have_their_centres() -> None:
+    """Halfway between the first two of four lies the first of two, on whatever scale."""
+    fine, coarse = (ConditionGrid(side, 16, latent_side=8).places for side in (8, 4))
+    assert torch.equal(fine, ConditionGrid(8, 16).places)
+    centres = torch.arange(4) * 2 + 0.5
+    angles = centres[:, None] * torch.tensor([1.0, 100.0**-0.25, 100.0**-0.5, 100.0**-0.75])
+    axis = torch.cat([angles.cos(), angles.sin()], dim=-1)
+    expected = torch.cat([axis.repeat_interleave(4, dim=0), axis.repeat(4, 1)], dim=-1)
+    torch.testing.assert_close(coarse[:, : expected.shape[1]], expected)
+
+
 @pytest.mark.parametrize("build", DENOISERS)
 def test_a_condition_that_is_no_such_grid_is_refused(build: Callable[[], DiffusersDenoiser]) -> None:
     placed = with_grid(build, 3)
