@@ -18,6 +18,6 @@ def add_reward_server(commands: Any) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     from blip3o.rewards.server import RewardServer, serve
-    from blip3o.rewards.spec import build_reward
+    from blip3o.rewards.spec import read_reward
 
-    serve(RewardServer(build_reward(options.reward), options.host, options.port, options.max_body))
+    serve(RewardServer(read_reward(options.reward), options.host, options.port, options.max_body))

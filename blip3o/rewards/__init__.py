@@ -4,6 +4,15 @@ from blip3o.rewards.base import Reward, WeightedSum
 from blip3o.rewards.processes import ProcessReward
 from blip3o.rewards.remote import RemoteReward
 from blip3o.rewards.shapes import ShapesReward
+from blip3o.rewards.shapes_sharpness import ShapesSharpnessReward
 from blip3o.rewards.shapes_text import ShapesTextReward
 
-__all__ = ["ProcessReward", "RemoteReward", "Reward", "ShapesReward", "ShapesTextReward", "WeightedSum"]
+__all__ = [
+    "ProcessReward",
+    "RemoteReward",
+    "Reward",
+    "ShapesReward",
+    "ShapesSharpnessReward",
+    "ShapesTextReward",
+    "WeightedSum",
+]

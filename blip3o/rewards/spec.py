@@ -1,4 +1,4 @@
-"""A reward named on the command line: a class path, or a YAML file with one and its arguments."""
+"""A reward named on the command line or in a plan: a class path, perhaps with its arguments."""
 
 from __future__ import annotations
 
@@ -10,17 +10,15 @@ import yaml
 from blip3o.rewards.base import Reward
 
 
-def build_reward(spec: str) -> Reward:
-    """Builds a reward; it loads nothing before `prepare`.
+def read_reward(spec: str) -> Reward:
+    """Builds a reward from a class path such as `blip3o.rewards.ShapesReward`, or from a YAML file.
 
     Args:
-        spec: a class path such as `blip3o.rewards.ShapesReward`, or a YAML file with `class_path` and `init_args`.
+        spec: the path, or a file with `class_path` and `init_args`.
 
     Raises:
         ValueError: if there is no such file or class, or the arguments do not suit.
     """
-    from jsonargparse import ArgumentParser
-
     path = Path(spec)
     described: object = {"class_path": spec}
     if path.suffix in (".yaml", ".yml"):
@@ -28,6 +26,22 @@ def build_reward(spec: str) -> Reward:
             described = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeError, yaml.YAMLError) as error:
             raise ValueError(f"reward ({spec}) can not be read: {error}") from error
+    return build_reward(described, spec)
+
+
+def build_reward(described: object, spec: object = None) -> Reward:
+    """Builds a reward; it loads nothing before `prepare`.
+
+    Args:
+        described: a mapping with `class_path` and, where the class has arguments, `init_args`.
+        spec: what messages call it; `described` when None.
+
+    Raises:
+        ValueError: if there is no such class, or the arguments do not suit.
+    """
+    from jsonargparse import ArgumentParser
+
+    spec = described if spec is None else spec
     if not isinstance(described, dict) or not isinstance(described.get("class_path"), str):
         raise ValueError(f"reward ({spec}) must hold a class_path, and init_args where the class has arguments.")
     parser = ArgumentParser(exit_on_error=False)

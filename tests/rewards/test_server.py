@@ -24,7 +24,7 @@ from PIL import Image
 
 from blip3o.rewards import RemoteReward, ShapesReward
 from blip3o.rewards.server import RewardServer
-from blip3o.rewards.spec import build_reward
+from blip3o.rewards.spec import read_reward
 from tests.rewards.test_remote import IMAGES, METADATA, PROMPTS, serving
 from tests.rewards.toys import Brightness, Unready
 
@@ -145,24 +145,24 @@ def test_the_command_serves_what_a_file_describes_and_stops_gracefully(tmp_path:
 
 
 def test_a_reward_is_named_by_its_class_or_by_a_file(tmp_path: Path) -> None:
-    assert isinstance(build_reward("blip3o.rewards.ShapesReward"), ShapesReward)
+    assert isinstance(read_reward("blip3o.rewards.ShapesReward"), ShapesReward)
     path = tmp_path / "sum.yaml"
     inner = {"class_path": "blip3o.rewards.ShapesReward", "init_args": {"form": "soft"}}
     path.write_text(yaml.safe_dump({"class_path": "blip3o.rewards.WeightedSum", "init_args": {"rewards": [inner]}}))
-    assert build_reward(str(path)).rewards[0].name == "shapes_soft"  # type: ignore[attr-defined]
+    assert read_reward(str(path)).rewards[0].name == "shapes_soft"  # type: ignore[attr-defined]
     inner["init_args"]["form"] = "hard"  # type: ignore[index]
     path.write_text(yaml.safe_dump(inner))
     with pytest.raises(ValueError, match=r"reward \(.*sum\.yaml\) can not be built: .*hard"):
-        build_reward(str(path))
+        read_reward(str(path))
     path.write_text("[1, 2]")
     with pytest.raises(ValueError, match="must hold a class_path"):
-        build_reward(str(path))
+        read_reward(str(path))
     with pytest.raises(ValueError, match=r"reward \(nothing\.yaml\) can not be read"):
-        build_reward("nothing.yaml")
+        read_reward("nothing.yaml")
     with pytest.raises(ValueError, match=r"reward \(blip3o\.rewards\.Nothing\) can not be built"):
-        build_reward("blip3o.rewards.Nothing")
+        read_reward("blip3o.rewards.Nothing")
     with pytest.raises(ValueError, match=r"reward \(pathlib\.Path\) can not be built"):
-        build_reward("pathlib.Path")
+        read_reward("pathlib.Path")
 
 
 def test_the_command_tells_what_is_wrong_in_one_line() -> None:
