@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,11 @@ import numpy as np
 import torch
 
 from blip3o.ablation.metrics import Metric, PromptResult, Scores
+from blip3o.diffusion.flow import FlowHead
+from blip3o.diffusion.objectives import FlowMatching
+from blip3o.diffusion.sde import FlowMatchSDE
 from blip3o.evaluation.shapes import check_size
+from blip3o.model import Blip3oNext
 from blip3o.pipeline import Blip3oPipeline
 from blip3o.rewards.spec import build_reward
 from blip3o.shapes import evaluation_captions, get_world, metadata
@@ -26,9 +32,10 @@ class RewardMetric(Metric):
         batch_size: pictures generated at a time.
         world: of the captions.
         settings: arguments of generation; the run's own where left out.
+        noise_level: of `FlowMatchSDE`, in place of the head's own sampler: what Flow-GRPO rewards is drawn so.
 
     Raises:
-        ValueError: if there is no such reward or world, or no caption is asked for.
+        ValueError: if there is no such reward or world, no caption is asked for, or the noise level is out of range.
     """
 
     def __init__(
@@ -39,13 +46,26 @@ class RewardMetric(Metric):
         batch_size: int = 32,
         world: str = "shapes",
         settings: dict[str, Any] | None = None,
+        noise_level: float | None = None,
     ) -> None:
         self.reward = build_reward(reward)
+        self.sampler = None if noise_level is None else FlowMatchSDE(noise_level=noise_level)
         self.world = get_world(world)
         self.seed = seed
         self.batch_size = batch_size
         self.settings = settings or {}
         self._captions = evaluation_captions(self.world, num_captions, seed)
+
+    def check(self, model: Blip3oNext) -> None:
+        """Refuses a head that has no noise level, where one is asked for."""
+        head = model.diffusion
+        if self.sampler is None:
+            return
+        if not (isinstance(head, FlowHead) and isinstance(head.objective, FlowMatching)):
+            raise ValueError(
+                f"noise_level ({self.sampler.noise_level}) needs a FlowHead over FlowMatching, but the head is a "
+                f"{type(head).__name__}; leave it out."
+            )
 
     def measure(self, pipe: Blip3oPipeline, folder: Path) -> Scores:
         """Writes nothing.
@@ -62,7 +82,8 @@ class RewardMetric(Metric):
             generators = [
                 torch.Generator().manual_seed(self.seed * 1_000_000 + start + i) for i in range(len(captions))
             ]
-            images = pipe(captions, generator=generators, **self.settings).images
+            with self._sampler_of(pipe.model):
+                images = pipe(captions, generator=generators, **self.settings).images
             check_size(images[0], self.world)
             earned += self.reward(np.stack([np.asarray(image) for image in images]), captions, about[some]).tolist()
         rows = [
@@ -77,3 +98,16 @@ class RewardMetric(Metric):
             raise ValueError(f"{self.reward.name} could judge no picture of {empty}; ask for more captions.")
         means = {tag: float(np.mean(values)) for tag, values in by_tag.items()}
         return Scores({"overall": float(np.mean(list(means.values()))), **means}, rows)
+
+    @contextmanager
+    def _sampler_of(self, model: Blip3oNext) -> Iterator[None]:
+        """Draws with the metric's sampler, where it has one."""
+        if self.sampler is None:
+            yield
+            return
+        assert isinstance(model.diffusion, FlowHead), "checked before anything was trained"
+        own, model.diffusion.sampler = model.diffusion.sampler, self.sampler
+        try:
+            yield
+        finally:
+            model.diffusion.sampler = own

@@ -12,10 +12,15 @@ import pytest
 import torch
 from PIL import Image
 
+from blip3o import Blip3oNext
 from blip3o.ablation.metrics import build_metric
+from blip3o.bridge import MLPBridge
+from blip3o.diffusion import TokenDecoderHead
+from blip3o.diffusion.sde import FlowMatchSDE
 from blip3o.rewards import Reward
 from blip3o.rewards.base import Images, Metadata, Scores
 from blip3o.shapes import SHAPES_MINI, TAGS, evaluation_captions, render, scene_for_caption
+from tests.tiny import PLAIN, tiny_ar, tiny_model, tiny_tokenizer
 
 CLASS = "blip3o.ablation.reward_metric.RewardMetric"
 
@@ -23,13 +28,24 @@ CLASS = "blip3o.ablation.reward_metric.RewardMetric"
 class Draws:
     """In place of a pipeline: the exact scene of a caption, and it remembers what it was asked for."""
 
-    def __init__(self) -> None:
+    def __init__(self, model: Any = None) -> None:
+        self.model = model
+        self.samplers: list[Any] = []
         self.asked: list[tuple[list[str], list[int], dict[str, Any]]] = []
 
     def __call__(self, captions: list[str], generator: list[torch.Generator], **settings: Any) -> SimpleNamespace:
+        if self.model is not None:
+            self.samplers.append(self.model.diffusion.sampler)
         self.asked.append((captions, [one.initial_seed() for one in generator], settings))
         scenes = [scene_for_caption(SHAPES_MINI, caption, np.random.default_rng(0)) for caption in captions]
         return SimpleNamespace(images=[Image.fromarray(render(scene, SHAPES_MINI)) for scene in scenes])
+
+
+class Fails(Draws):
+    """A pipeline that breaks."""
+
+    def __call__(self, captions: list[str], generator: list[torch.Generator], **settings: Any) -> SimpleNamespace:
+        raise RuntimeError("no picture")
 
 
 class LengthReward(Reward):
@@ -77,3 +93,26 @@ def test_unknown_rewards_and_worlds_are_refused() -> None:
         metric(world="moon")
     with pytest.raises(ValueError, match=r"num_captions \(0\)"):
         metric(num_captions=0)
+
+
+def test_a_noise_level_draws_as_flow_grpo_does_and_leaves_the_head_as_it_was(tmp_path: Path) -> None:
+    model = tiny_model()
+    own, noisy = model.diffusion.sampler, metric(noise_level=0.7)
+    noisy.check(model)
+    pipe = Draws(model)
+    noisy.measure(pipe, tmp_path)
+    assert all(type(one) is FlowMatchSDE and one.noise_level == 0.7 for one in pipe.samplers)
+    assert model.diffusion.sampler is own
+
+    with pytest.raises(RuntimeError, match="no picture"):
+        noisy.measure(Fails(model), tmp_path)
+    assert model.diffusion.sampler is own
+
+
+def test_a_noise_level_is_refused_where_a_head_has_none() -> None:
+    model = Blip3oNext(tiny_tokenizer(), tiny_ar(), MLPBridge, TokenDecoderHead(image_size=32), PLAIN)
+    metric().check(model)
+    with pytest.raises(ValueError, match=r"noise_level \(0.7\) needs a FlowHead .* is a TokenDecoderHead"):
+        metric(noise_level=0.7).check(model)
+    with pytest.raises(ValueError, match=r"noise_level \(-1\)"):
+        metric(noise_level=-1)
