@@ -12,10 +12,11 @@ SUPERVISE = ("all", "answer", "image")
 def add_bench(parser: argparse.ArgumentParser) -> None:
     """Adds what can be measured to the parser of `blip3o bench`."""
     kinds = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    generate = kinds.add_parser("generate", help="prompt to latents, against the released procedure")
+    generate = kinds.add_parser("generate", help="prompt to pixels, against the released procedure")
     _add_model(generate)
     generate.add_argument("--batch_size", type=int, default=1, help="images at a time (default: 1)")
     generate.add_argument("--num_inference_steps", type=int, help="denoising steps (default: the shape's)")
+    generate.add_argument("--num_tokens", type=int, help="image tokens, a square number (default: the shape's)")
     train = kinds.add_parser("train", help="joint training, against logits over the full vocabulary everywhere")
     _add_model(train)
     train.add_argument("--batch_size", type=int, default=2, help="rows a step (default: 2)")
@@ -49,7 +50,7 @@ def run_bench(options: argparse.Namespace) -> None:
     Raises:
         ValueError: on a number out of range, or where the two sides' outputs differ.
     """
-    for name in ("repeats", "batch_size", "batches", "num_inference_steps"):
+    for name in ("repeats", "batch_size", "batches", "num_inference_steps", "num_tokens"):
         value = getattr(options, name, None)
         if value is not None and value < 1:
             raise ValueError(f"{name} ({value}) must be at least 1.")
@@ -65,6 +66,7 @@ def run_bench(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             repeats=options.repeats,
             num_inference_steps=options.num_inference_steps,
+            num_tokens=options.num_tokens,
             device=options.device,
             dtype=options.dtype,
         )

@@ -1,4 +1,4 @@
-"""`blip3o bench generate`: prompt to latents, against the released procedure and against the machine."""
+"""`blip3o bench generate`: prompt to pixels, against the released procedure and against the machine."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ def bench_generate(
     batch_size: int = 1,
     repeats: int = 5,
     num_inference_steps: int | None = None,
+    num_tokens: int | None = None,
     device: str = "cpu",
     dtype: str = "bfloat16",
 ) -> Report:
@@ -42,6 +43,7 @@ def bench_generate(
         batch_size: images at a time.
         repeats: timed rounds.
         num_inference_steps: denoising steps; the shape's when None.
+        num_tokens: image tokens, a square number; the shape's when None.
         device: where.
         dtype: precision of the timing; outputs are compared in float32 first.
 
@@ -49,7 +51,7 @@ def bench_generate(
         ValueError: if ids or latents differ in float32.
     """
     check_device(device)
-    measured = build(shape, batch_size)
+    measured = build(shape, batch_size, num_tokens=num_tokens)
     measured.model.to(device)
     steps = num_inference_steps or measured.num_inference_steps
     bench = _Bench(measured, steps)
@@ -110,7 +112,7 @@ class _Bench:
         return self.noise.to(next(self.model.diffusion.parameters()))
 
     def ours(self, sampling: Sampling, watch: Stopwatch) -> tuple[Tensor, Tensor]:
-        """Ids and latents by `Blip3oNext.write`, `condition` and the head's `sample`, which `generate` calls."""
+        """Ids and latents by the parts that `Blip3oNext.generate` calls: `write`, `condition`, `sample`, `decode`."""
         with watch.stage("tokens"):
             generator = torch.Generator().manual_seed(0)
             tokens = self.model.write(self.captions, sampling=sampling, generator=generator)
@@ -123,6 +125,8 @@ class _Bench:
                 negative=null,
                 latents=self.start,
             )
+        with watch.stage("pixels"), torch.no_grad():
+            self.model.diffusion.decode(latents)
         return tokens.ids, latents
 
     def theirs(self, sampling: Sampling, watch: Stopwatch) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,10 @@
 """The released procedure, from public calls of transformers and diffusers: the baseline of `blip3o bench`.
 
-Generating: `generate()` of transformers over the whole vocabulary, a second pass over the whole sequence for its hidden
-states, and at every denoising step the bridge, the denoiser with both branches of guidance, and one step of diffusers'
-scheduler. Training: logits over the whole vocabulary at every position. Two faults of the released code that change
-what it gives are not repeated: the second pass is told of the padding, and training takes the states at the image.
+Generating: `generate()` of transformers over the whole vocabulary, a second pass over the whole sequence for its
+hidden states, and at every denoising step the bridge, the denoiser with both branches of guidance, and one step of
+diffusers' scheduler, then the autoencoder. Training: logits over the whole vocabulary at every position. Two faults
+of the released code that change what it gives are not repeated: the second pass is told of the padding, and training
+takes the states at the image.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def generate(
         num_inference_steps: denoising steps.
         guidance_scale: classifier-free guidance of the diffusion head.
         noise: initial latents.
-        watch: takes the time of `tokens`, `states` and `denoising`.
+        watch: takes the time of `tokens`, `states`, `denoising` and `pixels`.
     """
     ar, head, objective = _parts(model)
     vocabulary = model.sequences.vocabulary
@@ -77,6 +78,8 @@ def generate(
             unconditional, conditional = velocity.chunk(2)
             guided = unconditional + guidance_scale * (conditional - unconditional)
             latents = scheduler.step(guided, timestep, latents, return_dict=False)[0]
+    with watch.stage("pixels"):
+        head.decode(latents)
     return sequence[:, -num_tokens:] - vocabulary.first_code, latents
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
+from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ class Measured:
 
 
 @torch.no_grad()
-def build(shape: str | Shape, batch_size: int, seed: int = 0) -> Measured:
+def build(shape: str | Shape, batch_size: int, seed: int = 0, num_tokens: int | None = None) -> Measured:
     """A model of a named or given shape.
 
     The head's text rows are set to the mean of its image rows, so that the most likely token of all is an image token,
@@ -162,13 +163,16 @@ def build(shape: str | Shape, batch_size: int, seed: int = 0) -> Measured:
         shape: `nano`, `tiny`, `mid`, `published`, or sizes of your own.
         batch_size: how many captions.
         seed: of the weights.
+        num_tokens: image tokens, a square number; the image tokenizer reads pictures of that many patches. The
+            shape's own when None.
 
     Raises:
-        ValueError: if the shape is unknown, or the file with the published sizes is missing.
+        ValueError: if the shape is unknown, the file with the published sizes is missing, or `num_tokens` is no square
+            or can not be chosen.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        name, model, num_inference_steps, captions = _built(shape, batch_size)
+        name, model, num_inference_steps, captions = _built(shape, batch_size, num_tokens)
         ar = model.ar
         assert isinstance(ar, CausalLM) and ar.vocabulary is not None
         if name != "tiny":  # new rows are all alike at first
@@ -180,13 +184,18 @@ def build(shape: str | Shape, batch_size: int, seed: int = 0) -> Measured:
     return Measured(name, model.eval(), num_inference_steps, captions)
 
 
-def _built(shape: str | Shape, batch_size: int) -> tuple[str, Blip3oNext, int, list[str]]:
+def _built(shape: str | Shape, batch_size: int, num_tokens: int | None) -> tuple[str, Blip3oNext, int, list[str]]:
     """Name, model, denoising steps and captions, all of which have the same number of words."""
     if isinstance(shape, Shape) or shape in SHAPES:
         sizes = shape if isinstance(shape, Shape) else SHAPES[shape]
+        sizes = replace(sizes, vision=_reading(sizes.vision, num_tokens))
         name = "given" if isinstance(shape, Shape) else shape
         return name, sizes.build(), sizes.num_inference_steps, _captions(sizes.caption_words, batch_size)
     if shape == "tiny":
+        if num_tokens is not None:
+            raise ValueError(
+                f"num_tokens ({num_tokens}) must be left out with shape 'tiny', which is trained for its own."
+            )
         pipe = Blip3oPipeline.from_pretrained("tiny")
         pairs = product(("red", "green", "blue", "yellow"), ("circle", "square", "triangle", "star"))
         several = [f"a {color} {kind} left of a purple cross" for color, kind in pairs]
@@ -200,7 +209,19 @@ def _built(shape: str | Shape, batch_size: int) -> tuple[str, Blip3oNext, int, l
     config = arguments["model"]
     text = config["init_args"]["ar"]["init_args"]
     text["text_tokenizer"] = _words(text["text_size"])
+    tokenizer = config["init_args"]["tokenizer"]["init_args"]
+    tokenizer["vision"] = _reading(tokenizer["vision"], num_tokens)
     return shape, instantiate(config), arguments["num_inference_steps"], _captions(20, batch_size)
+
+
+def _reading(vision: dict[str, Any], num_tokens: int | None) -> dict[str, Any]:
+    """Config of a vision tower that reads so many patches."""
+    if num_tokens is None:
+        return vision
+    side = isqrt(max(num_tokens, 0))
+    if num_tokens < 1 or side**2 != num_tokens:
+        raise ValueError(f"num_tokens ({num_tokens}) must be a square number, such as 64 or 729.")
+    return {**vision, "image_size": side * vision["patch_size"]}
 
 
 def _words(text_size: int) -> list[str]:

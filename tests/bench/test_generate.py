@@ -19,8 +19,8 @@ from blip3o.bench.timing import Stopwatch
 def test_the_released_procedure_gives_the_same_and_both_are_timed(shape: str) -> None:
     report = bench_generate(shape, batch_size=2, repeats=1, num_inference_steps=2, dtype="float32")
     assert "greedy ids equal" in report.checks["float32"]
-    assert list(report.times["released procedure"]) == ["tokens", "states", "denoising", "total"]
-    assert list(report.times["blip3o"]) == ["tokens", "denoising", "total"]
+    assert list(report.times["released procedure"]) == ["tokens", "states", "denoising", "pixels", "total"]
+    assert list(report.times["blip3o"]) == ["tokens", "denoising", "pixels", "total"]
     assert report.speedups()["blip3o"] > 0
     assert report.notes["decoding"]["share_of_the_limit"] > 0
     assert report.notes["denoising"]["gflop_a_step"] > 0
@@ -106,6 +106,15 @@ def test_mid_has_the_sizes_that_it_claims() -> None:
         sana = sum(p.numel() for p in model.diffusion.denoiser.parameters())
     assert 58e6 < sana < 62e6
     assert (model.ar.hidden_size, model.ar.num_layers, MID.text_size) == (512, 12, 151_936)
+
+
+def test_the_number_of_tokens_can_be_chosen() -> None:
+    assert build(NANO, 1, num_tokens=9).model.tokenizer.num_tokens() == 9
+    assert bench_generate(NANO, repeats=1, num_tokens=9).settings["tokens"] == 9
+    with pytest.raises(ValueError, match=r"num_tokens \(10\) must be a square number"):
+        build(NANO, 1, num_tokens=10)
+    with pytest.raises(ValueError, match=r"num_tokens \(64\) must be left out with shape 'tiny'"):
+        build("tiny", 1, num_tokens=64)
 
 
 def test_unknown_shapes_are_refused() -> None:
