@@ -270,12 +270,13 @@ def _info(options: argparse.Namespace) -> None:
 def _pipeline(options: argparse.Namespace):  # type: ignore[no-untyped-def]
     from blip3o.pipeline import Blip3oPipeline
 
-    return Blip3oPipeline.from_pretrained(
+    pipe = Blip3oPipeline.from_pretrained(
         options.model,
         device=options.device,
         attention=options.attention,
         trust_remote_code=options.trust_remote_code,
     )
+    return pipe.compile_decoding() if options.compile_decoding else pipe
 
 
 if __name__ == "__main__":

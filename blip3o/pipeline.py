@@ -119,6 +119,17 @@ class Blip3oPipeline:
             codec.enable_tiling()
         return self
 
+    def compile_decoding(self) -> Self:
+        """Has the AR model decode a few rows on a CPU by a compiled kernel (`CausalLM.compile_decoding`).
+
+        Returns the pipeline.
+
+        Raises:
+            ValueError: if its AR model has none, or it can not be compiled.
+        """
+        self.model.ar.compile_decoding()
+        return self
+
     def save_pretrained(self, folder: str | Path, *, dtype: torch.dtype | None = None) -> Path:
         """Writes `config.yaml`, one safetensors file a part and the text tokenizer."""
         return save_model(self.model, folder, generation=self.defaults.given(), dtype=dtype)

@@ -198,6 +198,14 @@ class ARBackbone(Part):
     def check_sampling(self, sampling: Sampling) -> None:
         """Raises a ValueError where `generate` could not draw tokens so, whatever the prompt."""
 
+    def compile_decoding(self) -> None:
+        """From now on tokens are decoded by a kernel that is compiled on this machine, where that helps.
+
+        Raises:
+            ValueError: if the backbone has none, or it can not be compiled.
+        """
+        raise ValueError(f"decoding of {type(self).__name__} can not be compiled; decode without compile_decoding.")
+
     def check_packing(self) -> None:
         """Raises a ValueError unless `packed` can be asked for."""
         raise ValueError(f"packing can not be used with {type(self).__name__}, which has none; set packing to false.")

@@ -16,6 +16,8 @@ from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedModel, Pr
 from blip3o.ar.attention import TransformersAttention, first_kernel
 from blip3o.ar.base import Sampling
 from blip3o.ar.cache import cache_argument, leaves_out_padding, new_cache, rewindable_cache, state_arguments
+from blip3o.ar.compiled.build import library
+from blip3o.ar.compiled.step import CompiledStep, check_compilable, compilable
 from blip3o.ar.configs import resolve_config, without_notes
 from blip3o.ar.jacobi import decode_jacobi
 from blip3o.ar.kernel_advice import hide_kernel_advice
@@ -82,6 +84,7 @@ class CausalLM(TransformersAttention, TransformersLearning):
         self.lm: PreTrainedModel = self._auto.from_config(resolved, attn_implementation=first_kernel(attention))
         self.start_attention(attention)
         self.vocabulary = None
+        self._compiled = False
         self.register_load_state_dict_pre_hook(_share_tied)
         self.register_load_state_dict_post_hook(_tie_again)
         self._logit_shape = read_logit_shape(self.lm)
@@ -265,7 +268,8 @@ class CausalLM(TransformersAttention, TransformersLearning):
             return decode_jacobi(self._run, lambda hidden: self._logit_shape(head(hidden)), start, wanted)
         step: Step
         if fits(self.lm):
-            step = LeanStep(
+            known = CompiledStep if self._compiled and compilable(self.lm, len(start.hidden)) else LeanStep
+            step = known(
                 self.lm, start.cache, start.attention_mask, start.position, num_tokens, codes, keep_layers=bool(layers)
             )
         else:
@@ -273,6 +277,19 @@ class CausalLM(TransformersAttention, TransformersLearning):
                 self._run, head, start.cache, start.attention_mask, start.position, keep_layers=bool(layers)
             )
         return decode_sequentially(step, lambda hidden: self._logit_shape(step.scores(hidden)), start, wanted)
+
+    def compile_decoding(self) -> None:
+        """From now on a few rows are decoded on a CPU by a kernel that this machine's C++ compiler has made.
+
+        It takes seconds once; a cache keeps it, see `blip3o.ar.compiled.build.library`. More rows, Jacobi decoding,
+        autocast and GPUs go on without it. Not stored with the model.
+
+        Raises:
+            ValueError: if the kernel does not know the model, or can not be compiled.
+        """
+        check_compilable(self.lm)
+        library()
+        self._compiled = True
 
     def check_sampling(self, sampling: Sampling) -> None:
         """Raises a ValueError where Jacobi decoding is asked for and nothing that the model read can be taken back."""

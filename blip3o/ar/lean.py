@@ -49,7 +49,7 @@ class _Form:
     mlp: tuple[str, ...] = ("mlp", "gate_proj", "up_proj", "down_proj")
 
 
-_KNOWN: dict[type[nn.Module], _Form] = {
+FORMS: dict[type[nn.Module], _Form] = {
     llama.LlamaModel: _Form((llama.LlamaDecoderLayer, llama.LlamaAttention, llama.LlamaMLP, llama.LlamaRMSNorm)),
     qwen2.Qwen2Model: _Form((qwen2.Qwen2DecoderLayer, qwen2.Qwen2Attention, qwen2.Qwen2MLP, qwen2.Qwen2RMSNorm)),
     qwen3.Qwen3Model: _Form((qwen3.Qwen3DecoderLayer, qwen3.Qwen3Attention, qwen3.Qwen3MLP, qwen3.Qwen3RMSNorm)),
@@ -62,6 +62,8 @@ _KNOWN: dict[type[nn.Module], _Form] = {
         mlp=("feed_forward", "w1", "w3", "w2"),
     ),
 }
+"""Decoders whose layers are known."""
+
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
 """Kinds of rotary embeddings whose frequencies do not depend on the length."""
 
@@ -72,7 +74,7 @@ _OWN_HOOK = "output_capturing_hook"
 def fits(lm: PreTrainedModel) -> bool:
     """Whether `LeanStep` computes what the model's own forward pass does: no module is wrapped, hooked or unknown."""
     decoder = lm.get_decoder()
-    form = _KNOWN.get(type(decoder))
+    form = FORMS.get(type(decoder))
     config = lm.config
     if config._attn_implementation == "eager":
         return False  # the step's own attention is torch's `scaled_dot_product_attention`
@@ -143,7 +145,7 @@ class LeanStep(Step):
         keep_layers: bool,
     ) -> None:
         decoder: Any = lm.get_decoder()
-        config, device, form = lm.config, attention_mask.device, _KNOWN[type(decoder)]
+        config, device, form = lm.config, attention_mask.device, FORMS[type(decoder)]
         self._embeddings = decoder.embed_tokens.weight
         weights = self._embeddings.dtype
         self._lowered = torch.is_autocast_enabled(device.type)

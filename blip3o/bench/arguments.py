@@ -16,12 +16,20 @@ def add_bench(parser: argparse.ArgumentParser) -> None:
     _add_model(generate)
     generate.add_argument("--batch_size", type=int, default=1, help="images at a time (default: 1)")
     generate.add_argument("--num_inference_steps", type=int, help="denoising steps (default: the shape's)")
+    generate.add_argument(
+        "--compile_decoding", action="store_true", help="our image tokens are decoded by the compiled kernel"
+    )
     generate.add_argument("--num_tokens", type=int, help="image tokens, a square number (default: the shape's)")
     train = kinds.add_parser("train", help="joint training, against logits over the full vocabulary everywhere")
     _add_model(train)
     train.add_argument("--batch_size", type=int, default=2, help="rows a step (default: 2)")
     train.add_argument(
         "--supervise", choices=SUPERVISE, default="image", help="tokens that both sides train on (default: image)"
+    )
+    train.add_argument(
+        "--gradient_checkpointing",
+        action="store_true",
+        help="all sides compute activations again in the backward pass",
     )
     data = kinds.add_parser("data", help="rows a second of an experiment's data")
     data.add_argument("--config", type=Path, required=True, help="YAML with a `data` section")
@@ -67,6 +75,7 @@ def run_bench(options: argparse.Namespace) -> None:
             repeats=options.repeats,
             num_inference_steps=options.num_inference_steps,
             num_tokens=options.num_tokens,
+            compile_decoding=options.compile_decoding,
             device=options.device,
             dtype=options.dtype,
         )
@@ -78,6 +87,7 @@ def run_bench(options: argparse.Namespace) -> None:
             batch_size=options.batch_size,
             repeats=options.repeats,
             supervise=options.supervise,
+            gradient_checkpointing=options.gradient_checkpointing,
             device=options.device,
             dtype=options.dtype,
         )

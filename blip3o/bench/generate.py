@@ -33,6 +33,7 @@ def bench_generate(
     repeats: int = 5,
     num_inference_steps: int | None = None,
     num_tokens: int | None = None,
+    compile_decoding: bool = False,
     device: str = "cpu",
     dtype: str = "bfloat16",
 ) -> Report:
@@ -44,6 +45,7 @@ def bench_generate(
         repeats: timed rounds.
         num_inference_steps: denoising steps; the shape's when None.
         num_tokens: image tokens, a square number; the shape's when None.
+        compile_decoding: whether we decode by the compiled kernel, see `CausalLM.compile_decoding`.
         device: where.
         dtype: precision of the timing; outputs are compared in float32 first.
 
@@ -53,6 +55,8 @@ def bench_generate(
     check_device(device)
     measured = build(shape, batch_size, num_tokens=num_tokens)
     measured.model.to(device)
+    if compile_decoding:
+        measured.model.ar.compile_decoding()
     steps = num_inference_steps or measured.num_inference_steps
     bench = _Bench(measured, steps)
     checks = {"float32": bench.check()}
@@ -82,6 +86,7 @@ def bench_generate(
             "top_p": PUBLISHED.top_p,
             "dtype": dtype,
             "device": device,
+            "compile_decoding": compile_decoding,
             "repeats": repeats,
         },
         checks=checks,

@@ -17,10 +17,11 @@ from blip3o.bench.train import TrainingBench
 
 def main() -> None:
     """Prints bytes."""
-    side, shape, batch_size, supervise, device, dtype = json.loads(sys.argv[1])
+    side, shape, batch_size, supervise, again, device, dtype = json.loads(sys.argv[1])
     measured = build(shape, batch_size)
     measured.model.to(device)
-    bench = TrainingBench(measured, supervise, None if dtype == "float32" else getattr(torch, dtype))
+    lowered = None if dtype == "float32" else getattr(torch, dtype)
+    bench = TrainingBench(measured, supervise, lowered, gradient_checkpointing=again)
     loss = bench.sides[side]
     for _ in range(2):
         bench.step(loss, Stopwatch(torch.device(device)))

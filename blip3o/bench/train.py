@@ -23,6 +23,7 @@ from blip3o.model import Blip3oNext
 from blip3o.pipeline import check_device
 from blip3o.prompts import Supervise
 from blip3o.training.freezing import freeze
+from blip3o.training.joint import enable_gradient_checkpointing
 
 RELEASED, LIVE, ENCODED = "released procedure", "blip3o", "blip3o, encoded data"
 TOLERANCE = 1e-4
@@ -35,21 +36,31 @@ class TrainingBench:
         measured: the model; it is put into training mode, and its tokenizer and codec are frozen.
         supervise: tokens that both sides train on.
         lowered: precision of autocast, None for none.
+        gradient_checkpointing: whether the AR model and the denoiser compute activations again, on every side.
     """
 
-    def __init__(self, measured: Measured, supervise: Supervise, lowered: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        measured: Measured,
+        supervise: Supervise,
+        lowered: torch.dtype | None = None,
+        *,
+        gradient_checkpointing: bool = False,
+    ) -> None:
         self.model = measured.model
         self.captions = measured.captions
         self.supervise: Supervise = supervise
         self.lowered = lowered
         _choose_trainable(self.model, measured.name)
+        if gradient_checkpointing:
+            enable_gradient_checkpointing(self.model)
         rows, generator = len(self.captions), torch.Generator().manual_seed(1)
         sides = (self.model.diffusion.image_size or self.model.tokenizer.image_size, self.model.tokenizer.image_size)
         images = [torch.rand(rows, 3, side, side, generator=generator) * 2 - 1 for side in sides]
         self.images, self.token_images = (one.to(self.model.device) for one in images)
         trained = [p for p in self.model.parameters() if p.requires_grad]
         # The learning rate is zero so that all sides keep the same weights; the work of a step is the same.
-        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0, fused=True)
 
     @property
     def sides(self) -> dict[str, Callable[[], Tensor]]:
@@ -138,6 +149,7 @@ def bench_train(
     batch_size: int = 2,
     repeats: int = 5,
     supervise: Supervise = "image",
+    gradient_checkpointing: bool = False,
     device: str = "cpu",
     dtype: str = "bfloat16",
 ) -> Report:
@@ -148,6 +160,7 @@ def bench_train(
         batch_size: rows a step.
         repeats: timed rounds.
         supervise: tokens that all sides train on; with `image`, cross-entropy is over the image ids alone.
+        gradient_checkpointing: whether all sides compute activations again in the backward pass.
         device: where.
         dtype: precision of autocast in the timing; losses are compared in float32 first.
 
@@ -157,7 +170,7 @@ def bench_train(
     check_device(device)
     measured = build(shape, batch_size)
     measured.model.to(device)
-    bench = TrainingBench(measured, supervise)
+    bench = TrainingBench(measured, supervise, gradient_checkpointing=gradient_checkpointing)
     checks = {"float32": bench.check()}
     bench.lowered = None if dtype == "float32" else getattr(torch, dtype)
     times = compare(
@@ -168,13 +181,15 @@ def bench_train(
     notes: dict[str, Any] = {}
     if isinstance(shape, str):
         notes["peak_memory_gb"] = {
-            side: peak_memory(side, shape, batch_size, supervise, device, dtype) / 1e9 for side in sides
+            side: peak_memory(side, shape, batch_size, supervise, gradient_checkpointing, device, dtype) / 1e9
+            for side in sides
         }
     return Report(
         title=f"train, {shape if isinstance(shape, str) else 'given'}",
         settings={
             "batch_size": batch_size,
             "supervise": supervise,
+            "gradient_checkpointing": gradient_checkpointing,
             "optimizer": "AdamW",
             "autocast": dtype,
             "device": device,
@@ -187,12 +202,14 @@ def bench_train(
     )
 
 
-def peak_memory(side: str, shape: str, batch_size: int, supervise: str, device: str, dtype: str) -> int:
+def peak_memory(
+    side: str, shape: str, batch_size: int, supervise: str, gradient_checkpointing: bool, device: str, dtype: str
+) -> int:
     """Bytes that two steps of one side take at most, in a process of their own.
 
     On CUDA they are the allocator's; elsewhere the whole process's resident memory.
     """
-    given = json.dumps([side, shape, batch_size, supervise, device, dtype])
+    given = json.dumps([side, shape, batch_size, supervise, gradient_checkpointing, device, dtype])
     done = subprocess.run(
         [sys.executable, "-m", "blip3o.bench.peak", given], capture_output=True, text=True, check=False
     )

@@ -115,7 +115,7 @@ class JointModule(TrainingModule):
         if packing:
             self.model.ar.check_packing()
         if gradient_checkpointing:
-            _enable_gradient_checkpointing(self.model)
+            enable_gradient_checkpointing(self.model)
         self.cross_entropy_weight = cross_entropy_weight
         self.flow_weight = flow_weight
         self.supervise: Supervise = supervise
@@ -234,8 +234,8 @@ def _choose_trainable(model: Blip3oNext, patterns: list[str] | None) -> None:
     model.train()
 
 
-def _enable_gradient_checkpointing(model: Blip3oNext) -> None:
-    """Of the AR model and the denoisers; a head without one keeps what it keeps."""
+def enable_gradient_checkpointing(model: Blip3oNext) -> None:
+    """From now on the AR model and the denoisers compute activations again; a head without one keeps what it keeps."""
     model.ar.enable_gradient_checkpointing()
     for module in model.diffusion.modules():
         if isinstance(module, Denoiser):

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from blip3o.ar import CausalLM
 from blip3o.bench import generate as module
 from blip3o.bench import released
 from blip3o.bench.generate import bench_generate, decoding_work
@@ -24,6 +25,13 @@ def test_the_released_procedure_gives_the_same_and_both_are_timed(shape: str) ->
     assert report.speedups()["blip3o"] > 0
     assert report.notes["decoding"]["share_of_the_limit"] > 0
     assert report.notes["denoising"]["gflop_a_step"] > 0
+
+
+def test_decoding_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(CausalLM, "compile_decoding", lambda self: asked.append(self))
+    report = bench_generate(NANO, repeats=1, compile_decoding=True)
+    assert len(asked) == 1 and report.settings["compile_decoding"] is True
 
 
 def test_in_bfloat16_ids_that_differ_are_counted() -> None:

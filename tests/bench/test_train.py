@@ -74,7 +74,7 @@ def test_encoded_data_is_a_side_where_the_model_takes_it(monkeypatch: pytest.Mon
 
 
 def test_the_process_prints_bytes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(peak.sys, "argv", ["peak", '["released procedure", "nano", 1, "all", "cpu", "bfloat16"]'])
+    monkeypatch.setattr(peak.sys, "argv", ["peak", '["released procedure", "nano", 1, "all", true, "cpu", "bfloat16"]'])
     peak.main()
     assert 5e7 < int(capsys.readouterr().out) < 1e11
 
@@ -88,10 +88,10 @@ def test_the_most_that_was_resident_is_read_off_the_system(tmp_path: Path) -> No
 
 @pytest.mark.slow
 def test_peak_memory_is_that_of_a_process_of_its_own() -> None:
-    assert 5e7 < peak_memory(LIVE, "nano", 1, "image", "cpu", "float32") < 4e9
+    assert 5e7 < peak_memory(LIVE, "nano", 1, "image", True, "cpu", "float32") < 4e9
 
 
 def test_a_process_that_fails_is_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "sys", SimpleNamespace(executable="false"))
     with pytest.raises(ValueError, match="the process that measures the memory of blip3o failed: no message"):
-        peak_memory(LIVE, "nano", 1, "image", "cpu", "float32")
+        peak_memory(LIVE, "nano", 1, "image", True, "cpu", "float32")
