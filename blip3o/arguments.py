@@ -151,7 +151,7 @@ def add_model(parser: argparse.ArgumentParser, default: str = "tiny") -> None:
 
 def add_compile_decoding(parser: argparse.ArgumentParser) -> None:
     """Whether image tokens are decoded by a kernel that is compiled first."""
-    told = "decode image tokens by a kernel that this machine's C++ compiler makes: faster on a CPU"
+    told = "decode image tokens by a kernel that the C++ compiler makes: faster on a CPU, up to 16 rows"
     parser.add_argument("--compile_decoding", action="store_true", help=told)
 
 

@@ -268,7 +268,7 @@ class CausalLM(TransformersAttention, TransformersLearning):
             return decode_jacobi(self._run, lambda hidden: self._logit_shape(head(hidden)), start, wanted)
         step: Step
         if fits(self.lm):
-            known = CompiledStep if self._compiled and compilable(self.lm, len(start.hidden)) else LeanStep
+            known = CompiledStep if self._compiled and compilable(self.lm, start.attention_mask) else LeanStep
             step = known(
                 self.lm, start.cache, start.attention_mask, start.position, num_tokens, codes, keep_layers=bool(layers)
             )
@@ -279,14 +279,16 @@ class CausalLM(TransformersAttention, TransformersLearning):
         return decode_sequentially(step, lambda hidden: self._logit_shape(step.scores(hidden)), start, wanted)
 
     def compile_decoding(self) -> None:
-        """From now on a few rows are decoded on a CPU by a kernel that this machine's C++ compiler has made.
+        """From now on up to 16 rows are decoded on a CPU by a kernel that this machine's C++ compiler has made.
 
-        It takes seconds once; a cache keeps it, see `blip3o.ar.compiled.build.library`. More rows, Jacobi decoding,
-        autocast and GPUs go on without it. Not stored with the model.
+        It takes seconds once; a cache keeps it, see `blip3o.ar.compiled.build.library`. More rows (token guidance
+        doubles them), Jacobi decoding and autocast go on without it, as does a model that is moved to a GPU later. Not
+        stored with the model.
 
         Raises:
-            ValueError: if the kernel does not know the model, or can not be compiled.
+            ValueError: if the kernel does not know the model as it is now, or can not be compiled.
         """
+        self.use_attention()
         check_compilable(self.lm)
         library()
         self._compiled = True

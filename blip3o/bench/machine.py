@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,12 @@ class Machine:
     def bandwidth(self) -> float:
         """Bytes a second: the larger of both measurements, since neither reaches more than the memory gives."""
         return max(self.copy, self.matvec)
+
+    @classmethod
+    def median(cls, several: Sequence[Machine]) -> Machine:
+        """The medians of a machine's rates, measured several times."""
+        copy, matvec, matmul = (median(getattr(m, name) for m in several) for name in ("copy", "matvec", "matmul"))
+        return cls(copy, matvec, matmul, several[0].dtype)
 
     def to_json(self) -> dict[str, object]:
         """The rates in giga."""

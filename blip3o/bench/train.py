@@ -190,7 +190,7 @@ def bench_train(
             "batch_size": batch_size,
             "supervise": supervise,
             "gradient_checkpointing": gradient_checkpointing,
-            "optimizer": "AdamW",
+            "optimizer": "AdamW, fused",
             "autocast": dtype,
             "device": device,
             "repeats": repeats,

@@ -26,8 +26,6 @@ class Optimization:
         muon_dtype: precision of Muon's iterations; `bfloat16` saves time where the processor has it.
         weight_decay: decoupled weight decay.
         betas: AdamW's decay rates of its moments, each in [0, 1).
-        fused: AdamW in one kernel, which keeps no temporaries of the parameters' size and is faster for large ones;
-            Lightning can not clip gradients with it under `16-mixed`.
         schedule: shape of the decay.
         warmup_steps: steps of linear warm-up.
         min_ratio: share of the learning rate that is left at the end.
@@ -43,7 +41,6 @@ class Optimization:
     muon_dtype: MuonDtype = "float32"
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
-    fused: bool = False
     schedule: Schedule = "cosine"
     warmup_steps: int = 50
     min_ratio: float = 0.0
@@ -102,7 +99,6 @@ class TrainingModule(LightningModule):
             lr=o.lr,
             adamw_lr=o.adamw_lr,
             muon_dtype=o.muon_dtype,
-            fused=o.fused,
             weight_decay=o.weight_decay,
             betas=o.betas,
         )

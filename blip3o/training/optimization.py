@@ -29,7 +29,6 @@ class MuonAdamW(Optimizer):
         muon_dtype: precision of Muon's iterations.
         betas: AdamW's moments.
         weight_decay: decoupled decay of both.
-        fused: AdamW in one kernel.
     """
 
     def __init__(
@@ -42,7 +41,6 @@ class MuonAdamW(Optimizer):
         muon_dtype: MuonDtype = "float32",
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.0,
-        fused: bool = False,
     ) -> None:
         self.parts: list[Optimizer] = []
         muon_list, adamw_list = list(muon_params), list(adamw_params)
@@ -50,7 +48,7 @@ class MuonAdamW(Optimizer):
             self.parts.append(Muon(muon_list, lr=lr, weight_decay=weight_decay, dtype=getattr(torch, muon_dtype)))
         if adamw_list:
             own_lr = lr if adamw_lr is None else adamw_lr
-            self.parts.append(_adamw(adamw_list, own_lr, betas, weight_decay, fused))
+            self.parts.append(AdamW(adamw_list, lr=own_lr, betas=betas, weight_decay=weight_decay))
         super().__init__([{"params": [*muon_list, *adamw_list]}], {})
         self.param_groups = [group for part in self.parts for group in part.param_groups]
 
@@ -84,7 +82,6 @@ def build_optimizer(
     muon_dtype: MuonDtype = "float32",
     weight_decay: float = 0.0,
     betas: tuple[float, float] = (0.9, 0.95),
-    fused: bool = False,
 ) -> Optimizer:
     """An optimizer over the parameters that require a gradient.
 
@@ -98,7 +95,7 @@ def build_optimizer(
     if not named:
         raise ValueError("no parameter is trainable; check the `trainable` patterns.")
     if name == "adamw":
-        return _adamw([p for _, p in named], lr, betas, weight_decay, fused)
+        return AdamW([p for _, p in named], lr=lr, betas=betas, weight_decay=weight_decay)
     hidden = {n for n, p in named if p.ndim == 2 and not _looks_up(n)}
     return MuonAdamW(
         [p for n, p in named if n in hidden],
@@ -108,15 +105,7 @@ def build_optimizer(
         muon_dtype=muon_dtype,
         betas=betas,
         weight_decay=weight_decay,
-        fused=fused,
     )
-
-
-def _adamw(
-    parameters: list[nn.Parameter], lr: float, betas: tuple[float, float], weight_decay: float, fused: bool
-) -> AdamW:
-    """AdamW, by the implementation that torch picks unless it is to be the fused one."""
-    return AdamW(parameters, lr=lr, betas=betas, weight_decay=weight_decay, fused=True if fused else None)
 
 
 def state_size(optimizer: Optimizer) -> int:

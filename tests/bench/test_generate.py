@@ -32,6 +32,8 @@ def test_decoding_can_be_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CausalLM, "compile_decoding", lambda self: asked.append(self))
     report = bench_generate(NANO, repeats=1, compile_decoding=True)
     assert len(asked) == 1 and report.settings["compile_decoding"] is True
+    with pytest.raises(ValueError, match=r"batch_size \(17\) must be at most 16 with compile_decoding"):
+        bench_generate(NANO, batch_size=17, compile_decoding=True)
 
 
 def test_in_bfloat16_ids_that_differ_are_counted() -> None:

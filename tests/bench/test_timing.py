@@ -53,6 +53,8 @@ def test_a_machine_has_rates_and_the_larger_one_is_its_bandwidth(dtype: torch.dt
     machine = measure_machine(CPU, dtype, megabytes=1, side=64)
     assert min(machine.copy, machine.matvec, machine.matmul) > 1e6
     assert machine.bandwidth == max(machine.copy, machine.matvec)
+    several = [Machine(rate, 2 * rate, 3 * rate, "float32") for rate in (1.0, 9.0, 2.0)]
+    assert Machine.median(several) == several[2]
     assert Machine(2e9, 3e9, 5e9, "float32").to_json() == {
         "copy_gb_per_s": 2.0,
         "matvec_gb_per_s": 3.0,

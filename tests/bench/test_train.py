@@ -36,6 +36,13 @@ def test_steps_are_timed_and_leave_the_weights_as_they_are() -> None:
     assert bench.optimizer.state, "the optimizer has worked"
 
 
+def test_activations_are_computed_again_where_asked() -> None:
+    for again in (False, True):
+        bench = TrainingBench(build(NANO, 2), "image", gradient_checkpointing=again)
+        assert bench.model.ar.lm.is_gradient_checkpointing is again
+    assert bench_train(NANO, repeats=1, gradient_checkpointing=True).settings["gradient_checkpointing"] is True
+
+
 def test_nothing_is_timed_where_losses_differ(monkeypatch: pytest.MonkeyPatch) -> None:
     own = released.losses
     monkeypatch.setattr(released, "losses", lambda *given, **named: 1.001 * own(*given, **named))

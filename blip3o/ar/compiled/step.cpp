@@ -71,6 +71,12 @@ inline Floats load(const Bfloat16* from) {
 #endif
 }
 
+inline void store(float* to, Floats numbers) { memcpy(to, &numbers, sizeof numbers); }
+
+inline void store(Bfloat16* to, Floats numbers) {
+  for (int i = 0; i < kLanes; i++) write(to + i, numbers[i]);
+}
+
 inline float total(Floats numbers) {
 #ifdef __AVX512F__
   return _mm512_reduce_add_ps(__m512(numbers));
@@ -94,6 +100,11 @@ inline Floats exponential(Floats x) {
   bits += Words(__builtin_convertvector(whole, Ints) << 23);
   memcpy(&sum, &bits, sizeof bits);
   return sum;
+}
+
+inline Floats silu(Floats x) {
+  Floats power = exponential(x < 0 ? x : -x);  // of -|x|, which does not overflow
+  return x * ((x < 0 ? power : power - power + 1) / (1 + power));
 }
 
 // `out[n]` becomes the product of row n of `weight` (N, width) with x (width).
@@ -180,6 +191,16 @@ inline void rotate(T* x, const float* cos, const float* sin, int width) {
   }
 }
 
+// N vectors of the sum over t of weights[t] / sum times row t of `values` (count, width).
+template <int N, class T>
+inline void mix(const T* values, const float* weights, int count, int width, float sum, T* out) {
+  Floats sums[N] = {};
+  for (int t = 0; t < count; t++) {
+    for (int n = 0; n < N; n++) sums[n] += load(values + size_t(t) * width + n * kLanes) * weights[t];
+  }
+  for (int n = 0; n < N; n++) store(out + n * kLanes, sums[n] / sum);
+}
+
 // Attention of one query (width) to `count` keys and values (count, width); `weights` holds count + kLanes numbers.
 template <class T>
 inline void attend(const T* query, const T* keys, const T* values, int count, int width, float* weights, T* out) {
@@ -196,11 +217,9 @@ inline void attend(const T* query, const T* keys, const T* values, int count, in
     sums += powers;
   }
   float sum = total(sums);
-  for (int d = 0; d < width; d += kLanes) {
-    Floats mixed = {};
-    for (t = 0; t < count; t++) mixed += load(values + size_t(t) * width + d) * weights[t];
-    for (int i = 0; i < kLanes; i++) write(out + d + i, mixed[i] / sum);
-  }
+  int d = 0;
+  for (; d + kBlock * kLanes <= width; d += kBlock * kLanes) mix<kBlock>(values + d, weights, count, width, sum, out + d);
+  for (; d < width; d += kLanes) mix<1>(values + d, weights, count, width, sum, out + d);
 }
 
 }  // namespace
@@ -220,7 +239,7 @@ struct Decoder {
   const Layer* layer;
   const void *norm, *head, *head_bias;
   const int64_t* first;  // (rows): where a prompt begins after its padding
-  void* scratch;         // (rows, (2 queries + 2 keys) width + inner)
+  void* scratch;         // (rows, 2 (queries + keys) width + 2 inner)
 };
 
 }  // extern "C"
@@ -234,6 +253,7 @@ void advance(const Decoder& m, T* x, const float* cos, const float* sin, int at,
   T* heads = (T*)m.scratch;                    // (rows, queries + 2 keys, width)
   T* mixed = heads + size_t(rows) * all;       // (rows, queries, width)
   T* acts = mixed + size_t(rows) * queries * width;  // (rows, inner)
+  T* ups = acts + size_t(rows) * inner;              // (rows, inner)
 #pragma omp parallel num_threads(m.threads)
   {
     std::vector<T> normed(size_t(rows) * hidden);
@@ -275,16 +295,21 @@ void advance(const Decoder& m, T* x, const float* cos, const float* sin, int at,
       linear(layer.out, layer.out_bias, mixed, rows, queries * width, share(hidden, kBlock), add);
 #pragma omp barrier
       norm_all(layer.before_mlp);
-      Range mine = share(inner, kBlock);
+      Range mine = share(inner, kLanes);
       const T *gates = (const T*)layer.gate_up, *gate_biases = (const T*)layer.gate_up_bias;
-      linear(gates, gate_biases, normed.data(), rows, hidden, mine, [&](int r, int o, float number) {
-        write(acts + size_t(r) * inner + o, number / (1 + std::exp(-number)));
-      });
+      auto keep = [&](T* to) {
+        return [=](int r, int o, float number) { write(to + size_t(r) * inner + o, number); };
+      };
+      linear(gates, gate_biases, normed.data(), rows, hidden, mine, keep(acts));
       linear(gates + size_t(inner) * hidden, gate_biases ? gate_biases + inner : nullptr, normed.data(), rows, hidden,
-             mine, [&](int r, int o, float number) {
-               T* to = acts + size_t(r) * inner + o;
-               write(to, read(*to) * number);
-             });
+             mine, keep(ups));
+      for (int r = 0; r < rows; r++) {
+        for (int o = mine.begin; o < mine.end; o += kLanes) {
+          T *act = acts + size_t(r) * inner + o, *up = ups + size_t(r) * inner + o;
+          store(act, silu(load(act)));
+          store(act, load(act) * load(up));
+        }
+      }
 #pragma omp barrier
       linear(layer.down, layer.down_bias, acts, rows, inner, share(hidden, kBlock), add);
 #pragma omp barrier

@@ -49,7 +49,7 @@ class _Decoder(ctypes.Structure):
 
 
 def check_compilable(lm: PreTrainedModel) -> None:
-    """Raises a ValueError unless the kernel computes what the model's own forward pass does."""
+    """Raises a ValueError unless the kernel computes what the model's own forward pass does, as the model is now."""
     if told := _obstacle(lm):
         raise ValueError(
             f"decoding of model_type ({lm.config.model_type}) can not be compiled: {told}; decode without "
@@ -57,16 +57,26 @@ def check_compilable(lm: PreTrainedModel) -> None:
         )
 
 
-def compilable(lm: PreTrainedModel, rows: int) -> bool:
-    """Whether the kernel is to decode so many rows of the model as it is now."""
-    return rows <= MOST_ROWS and not torch.is_autocast_enabled("cpu") and _obstacle(lm) is None
+def compilable(lm: PreTrainedModel, attention_mask: Tensor) -> bool:
+    """Whether the kernel is to decode rows with such prompts, (B, T) bool, of the model as it is now."""
+    few = len(attention_mask) <= MOST_ROWS and not torch.is_autocast_enabled("cpu")
+    return few and _obstacle(lm) is None and _left_padded(attention_mask)
+
+
+def _left_padded(attention_mask: Tensor) -> bool:
+    """Whether nothing is hidden after the first position that is seen, which every row has."""
+    mask = attention_mask.bool()
+    return bool((mask[:, 1:] >= mask[:, :-1]).all() and mask[:, -1].all())
 
 
 def _obstacle(lm: PreTrainedModel) -> str | None:
     """What the kernel can not do about a model, or None."""
     weight = head_of(lm).weight
     if not fits(lm):
-        return "its modules are not those of Llama, Qwen2 or Qwen3 as transformers has them, or attention is 'eager'"
+        return (
+            "it is not Llama, Qwen2 or Qwen3 as transformers has them, with full attention, rotations that do not "
+            "depend on the length, one dtype, no hooks, and an attention setting other than 'eager'"
+        )
     config, decoder = lm.config, lm.get_decoder()
     if FORMS[type(decoder)].mlp[0] != "mlp" or any(type(one.mlp.act_fn) not in _SILU for one in decoder.layers):
         return "the kernel knows Llama's layers with SiLU alone"
@@ -77,6 +87,9 @@ def _obstacle(lm: PreTrainedModel) -> str | None:
         "intermediate_size": config.intermediate_size,
         "head_dim": _width(config),
     }
+    mlp = (config.hidden_size, config.intermediate_size)
+    if any(layer.mlp.down_proj.weight.shape != mlp for layer in decoder.layers):
+        return f"a perceptron's weights have other sizes than {mlp}, which its config tells"
     odd = {name: size for name, size in sizes.items() if size % _LANES}
     return f"{odd} are no multiples of {_LANES}" if odd else None
 
@@ -123,7 +136,7 @@ class CompiledStep(Step):
         self._held: list[Any] = []  # what the kernel points to
         self._keep_layers = keep_layers
         self._at, self._now = attention_mask.shape[1], 0
-        positions = position + 1 + torch.arange(num_tokens)
+        positions = position + 1 + torch.arange(num_tokens, device=position.device)
         cos, sin = decoder.rotary_emb(self._embeddings[:1, None], positions)
         self._turns = [one.to(self._dtype).float().transpose(0, 1).contiguous() for one in (cos, sin)]
         layers = [
@@ -149,8 +162,8 @@ class CompiledStep(Step):
             norm=self._hold(decoder.norm.weight),
             head=self._hold(head.weight[slice(*codes)]),
             head_bias=None if head.bias is None else self._hold(head.bias[slice(*codes)]),
-            first=self._hold((~attention_mask).sum(1)),
-            scratch=self._hold(self._embeddings.new_empty(rows, (2 * queries + 2 * keys) * width + inner)),
+            first=self._hold((~attention_mask.bool()).sum(1)),
+            scratch=self._hold(self._embeddings.new_empty(rows, 2 * (queries + keys) * width + 2 * inner)),
         )
 
     def _hold(self, numbers: Tensor | None) -> int | None:
@@ -164,6 +177,8 @@ class CompiledStep(Step):
         attention, mlp = layer.self_attn, layer.mlp
         assert isinstance(stored, DynamicLayer) and stored.keys is not None and stored.values is not None
         rows, keys, length, width = stored.keys.shape
+        if length != self._at:
+            raise ValueError(f"the cache holds {length} positions, but the prompts have {self._at}.")
         cache = self._embeddings.new_zeros(rows, 2, keys, length + num_tokens, width)
         cache[:, :, :, :length] = torch.stack([stored.keys, stored.values], dim=1)
         pointers: dict[str, int | None] = {"cache": self._hold(cache)}
@@ -188,6 +203,11 @@ class CompiledStep(Step):
     @torch.inference_mode()
     def advance(self, ids: Tensor) -> tuple[Tensor, States | None]:
         """Reads the next token of every row."""
+        if len(ids) != self._decoder.rows or self._now == len(self._turns[0]):
+            raise ValueError(
+                f"ids holds {len(ids)} rows for token {self._now}; the step was made for {self._decoder.rows} rows and "
+                f"{len(self._turns[0])} tokens."
+            )
         x = self._embeddings[ids]
         last, embedded = torch.empty_like(x), x.clone()
         states = x.new_empty((self._decoder.layers if self._keep_layers else 0, *x.shape))
@@ -202,7 +222,11 @@ class CompiledStep(Step):
     @torch.inference_mode()
     def scores(self, hidden: Tensor) -> Tensor:
         """Products over the image ids."""
+        if hidden.shape != (self._decoder.rows, self._decoder.hidden) or hidden.dtype != self._dtype:
+            raise ValueError(
+                f"hidden has shape {tuple(hidden.shape)} and {hidden.dtype}; the step was made for "
+                f"({self._decoder.rows}, {self._decoder.hidden}) and {self._dtype}."
+            )
         hidden, products = hidden.contiguous(), hidden.new_empty(len(hidden), self._num_codes)
-        assert len(hidden) == self._decoder.rows
         self._scores(ctypes.addressof(self._decoder), hidden.data_ptr(), products.data_ptr())
         return products
