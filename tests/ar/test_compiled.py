@@ -214,7 +214,7 @@ def test_a_compiler_that_fails_is_told_of(anew: Any, tmp_path: Path, monkeypatch
     (tmp_path / "broken.cpp").write_text("no C++")
     monkeypatch.setattr(build, "SOURCE", tmp_path / "broken.cpp")
     with pytest.raises(
-        ValueError, match=r"ended with code 1 \(.*broken.cpp.*set CXX to a C\\+\\+17 compiler with OpenMP"
+        ValueError, match=r"ended with code 1 \(.*broken.cpp.*set CXX to a C\+\+17 compiler with OpenMP"
     ):
         anew()
     assert not list((tmp_path / "cache/blip3o").iterdir()), "nothing is left behind"
