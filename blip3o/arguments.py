@@ -145,14 +145,9 @@ def add_model(parser: argparse.ArgumentParser, default: str = "tiny") -> None:
     parser.add_argument("--device", default="cpu", help="torch device (default: cpu)")
     attentions, told = ["auto", "flash", "sdpa", "eager"], "attention kernel of all parts (default: as stored)"
     parser.add_argument("--attention", choices=attentions, help=told)
-    add_compile_decoding(parser)
-    parser.add_argument("--trust_remote_code", action="store_true", help="import classes from any package")
-
-
-def add_compile_decoding(parser: argparse.ArgumentParser) -> None:
-    """Whether image tokens are decoded by a kernel that is compiled first."""
     told = "decode image tokens by a kernel that the C++ compiler makes: faster on a CPU, up to 16 rows"
     parser.add_argument("--compile_decoding", action="store_true", help=told)
+    parser.add_argument("--trust_remote_code", action="store_true", help="import classes from any package")
 
 
 def add_settings(parser: argparse.ArgumentParser, names: Collection[str]) -> None:

@@ -267,11 +267,10 @@ class CausalLM(TransformersAttention, TransformersLearning):
         if several:
             return decode_jacobi(self._run, lambda hidden: self._logit_shape(head(hidden)), start, wanted)
         step: Step
-        if fits(self.lm):
-            known = CompiledStep if self._compiled and compilable(self.lm, start.attention_mask) else LeanStep
-            step = known(
-                self.lm, start.cache, start.attention_mask, start.position, num_tokens, codes, keep_layers=bool(layers)
-            )
+        if self._compiled and compilable(self.lm, start.attention_mask):
+            step = CompiledStep(self.lm, start, num_tokens, codes, keep_layers=bool(layers))
+        elif fits(self.lm):
+            step = LeanStep(self.lm, start, num_tokens, codes, keep_layers=bool(layers))
         else:
             step = LibraryStep(
                 self._run, head, start.cache, start.attention_mask, start.position, keep_layers=bool(layers)

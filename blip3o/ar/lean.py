@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.models.lfm2 import modeling_lfm2 as lfm2
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen2 import modeling_qwen2 as qwen2
@@ -23,6 +23,7 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from blip3o.ar.lean_mixers import Attention, Mixer, Rotations, ShortConv, rms_norm
 from blip3o.ar.packing import FEWEST_ROWS, PACKED_FROM, Product, packs, product, stacked
+from blip3o.ar.start import Start
 from blip3o.ar.steps import States, Step
 from blip3o.ar.tables import head_of
 
@@ -102,6 +103,11 @@ def fits(lm: PreTrainedModel) -> bool:
     )
 
 
+def head_width(config: PreTrainedConfig) -> int:
+    """Of an attention head."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
 @dataclass(frozen=True)
 class _Layer:
     """What a step needs of a decoder layer.
@@ -126,32 +132,23 @@ class LeanStep(Step):
 
     Args:
         lm: the model.
-        cache: what it kept of the prompts (B rows).
-        attention_mask: (B, T) bool, of the prompts.
-        position: (B, 1) int64, positions of the prompts' last tokens.
+        start: the prompts that it has read.
         num_tokens: tokens to come, N.
         codes: range of the image ids.
         keep_layers: whether the states of all layers are given.
     """
 
     def __init__(
-        self,
-        lm: PreTrainedModel,
-        cache: DynamicCache,
-        attention_mask: Tensor,
-        position: Tensor,
-        num_tokens: int,
-        codes: tuple[int, int],
-        keep_layers: bool,
+        self, lm: PreTrainedModel, start: Start, num_tokens: int, codes: tuple[int, int], *, keep_layers: bool
     ) -> None:
         decoder: Any = lm.get_decoder()
-        config, device, form = lm.config, attention_mask.device, FORMS[type(decoder)]
+        config, device, form = lm.config, start.attention_mask.device, FORMS[type(decoder)]
         self._embeddings = decoder.embed_tokens.weight
         weights = self._embeddings.dtype
         self._lowered = torch.is_autocast_enabled(device.type)
         self._dtype = torch.get_autocast_dtype(device.type) if self._lowered else weights
         self._device = device.type
-        self._rows = len(attention_mask)
+        self._rows = len(start.attention_mask)
         self._packed = num_tokens >= PACKED_FROM and packs(device, self._dtype)
         self._padded = max(self._rows, FEWEST_ROWS) if self._packed else self._rows
         self._now = 0
@@ -159,11 +156,11 @@ class LeanStep(Step):
         self._eps = torch.tensor(float(getattr(config, form.eps)), device=device)
         self._norm = getattr(decoder, form.last_norm).weight.detach()
         self._head = self._product_of(head_of(lm), rows=slice(*codes))
-        positions = position + 1 + torch.arange(num_tokens, device=device)
+        positions = start.position + 1 + torch.arange(num_tokens, device=device)
         cos, sin = decoder.rotary_emb(self._embeddings[:1, None].detach(), positions)
-        rotations = Rotations(cos, sin, attention_mask, self._dtype)
+        rotations = Rotations(cos, sin, start.attention_mask, self._dtype)
         self._layers = []
-        for layer, stored in zip(decoder.layers, cache.layers, strict=True):
+        for layer, stored in zip(decoder.layers, start.cache.layers, strict=True):
             mlp = getattr(layer, form.mlp[0])
             gate, up, down = (getattr(mlp, name) for name in form.mlp[1:])
             before_mixer, before_mlp = (getattr(layer, name).weight.detach() for name in form.norms)

@@ -11,6 +11,7 @@ from blip3o.ar.base import Sampling
 from blip3o.ar.causal_lm import CausalLM
 from blip3o.ar.compiled.step import MOST_ROWS
 from blip3o.ar.decoding import draw
+from blip3o.ar.lean import head_width
 from blip3o.bench import released
 from blip3o.bench.machine import Machine, measure_machine
 from blip3o.bench.report import Report
@@ -268,7 +269,7 @@ def decoding_work(ar: CausalLM, positions: int) -> tuple[int, int, int]:
     assert ar.vocabulary is not None
     size = ar.head.element_size()
     numbers = sum(p.numel() for p in decoder.layers.parameters()) + ar.vocabulary.num_codes * ar.hidden_size
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = head_width(config)
     kept = 2 * config.num_hidden_layers * config.num_key_value_heads * width * positions
     attention = 4 * config.num_hidden_layers * config.num_attention_heads * width * positions
     return size * numbers, size * kept, 2 * numbers + attention

@@ -103,8 +103,8 @@ inline Floats exponential(Floats x) {
 }
 
 inline Floats silu(Floats x) {
-  Floats power = exponential(x < 0 ? x : -x);  // of -|x|, which does not overflow
-  return x * ((x < 0 ? power : power - power + 1) / (1 + power));
+  Floats power = exponential(x < 0 ? x : -x), ones = Floats{} + 1.f;  // of -|x|, which does not overflow
+  return x * ((x < 0 ? power : ones) / (1 + power));
 }
 
 // `out[n]` becomes the product of row n of `weight` (N, width) with x (width).

@@ -7,13 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 from transformers.cache_utils import DynamicLayer
 
 from blip3o.ar.compiled.build import library
-from blip3o.ar.lean import FORMS, fits
+from blip3o.ar.lean import FORMS, fits, head_width
 from blip3o.ar.packing import stacked
+from blip3o.ar.start import Start
 from blip3o.ar.steps import States, Step
 from blip3o.ar.tables import head_of
 
@@ -85,7 +86,7 @@ def _obstacle(lm: PreTrainedModel) -> str | None:
     sizes = {
         "hidden_size": config.hidden_size,
         "intermediate_size": config.intermediate_size,
-        "head_dim": _width(config),
+        "head_dim": head_width(config),
     }
     mlp = (config.hidden_size, config.intermediate_size)
     if any(layer.mlp.down_proj.weight.shape != mlp for layer in decoder.layers):
@@ -94,19 +95,12 @@ def _obstacle(lm: PreTrainedModel) -> str | None:
     return f"{odd} are no multiples of {_LANES}" if odd else None
 
 
-def _width(config: PreTrainedConfig) -> int:
-    """Of an attention head."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 class CompiledStep(Step):
     """One token a row through a decoder that is `compilable`, all of it in one call.
 
     Args:
         lm: the model.
-        cache: what it kept of the prompts (B rows).
-        attention_mask: (B, T) bool, of the prompts, False at left padding.
-        position: (B, 1) int64, positions of the prompts' last tokens.
+        start: the prompts that it has read, padded at the left.
         num_tokens: tokens to come, N.
         codes: range of the image ids.
         keep_layers: whether the states of all layers are given.
@@ -116,17 +110,10 @@ class CompiledStep(Step):
     """
 
     def __init__(
-        self,
-        lm: PreTrainedModel,
-        cache: DynamicCache,
-        attention_mask: Tensor,
-        position: Tensor,
-        num_tokens: int,
-        codes: tuple[int, int],
-        keep_layers: bool,
+        self, lm: PreTrainedModel, start: Start, num_tokens: int, codes: tuple[int, int], *, keep_layers: bool
     ) -> None:
         decoder: Any = lm.get_decoder()
-        config, kernel = lm.config, library()
+        config, kernel, attention_mask = lm.config, library(), start.attention_mask.bool()
         self._embeddings = decoder.embed_tokens.weight.detach()
         self._dtype = self._embeddings.dtype
         self._advance = getattr(kernel, f"advance_{_NAMES[self._dtype]}")
@@ -136,14 +123,13 @@ class CompiledStep(Step):
         self._held: list[Any] = []  # what the kernel points to
         self._keep_layers = keep_layers
         self._at, self._now = attention_mask.shape[1], 0
-        positions = position + 1 + torch.arange(num_tokens, device=position.device)
+        positions = start.position + 1 + torch.arange(num_tokens, device=attention_mask.device)
         cos, sin = decoder.rotary_emb(self._embeddings[:1, None], positions)
         self._turns = [one.to(self._dtype).float().transpose(0, 1).contiguous() for one in (cos, sin)]
-        layers = [
-            self._layer(layer, stored, num_tokens) for layer, stored in zip(decoder.layers, cache.layers, strict=True)
-        ]
+        pairs = zip(decoder.layers, start.cache.layers, strict=True)
+        layers = [self._layer(layer, stored, num_tokens) for layer, stored in pairs]
         rows, inner, queries = len(attention_mask), config.intermediate_size, config.num_attention_heads
-        keys, width = config.num_key_value_heads, _width(config)
+        keys, width = config.num_key_value_heads, head_width(config)
         head = head_of(lm)
         self._num_codes = codes[1] - codes[0]
         self._decoder = _Decoder(
@@ -162,7 +148,7 @@ class CompiledStep(Step):
             norm=self._hold(decoder.norm.weight),
             head=self._hold(head.weight[slice(*codes)]),
             head_bias=None if head.bias is None else self._hold(head.bias[slice(*codes)]),
-            first=self._hold((~attention_mask.bool()).sum(1)),
+            first=self._hold((~attention_mask).sum(1)),
             scratch=self._hold(self._embeddings.new_empty(rows, 2 * (queries + keys) * width + 2 * inner)),
         )
 
